@@ -1,0 +1,121 @@
+"""The article's graph, recorded once on formula weights, against this package's networks, losses and step.
+
+`golden/article_seed0.json` holds figures of the original graph (TensorFlow in graph mode, CPU). Weights come
+from a formula, so the file need not contain them. Losses and logits must agree to 1e-4, gradient norms to 1e-3
+(relative). Biases before batch norm are left out where gradients are compared: theirs are rounding noise.
+"""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facegen_keras.config import RunConfig
+from facegen_keras.gan import FaceGAN
+from facegen_keras.losses import discriminator_loss, generator_loss
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "article_seed0.json").read_text())
+NAMES = [name for _, name, _ in GOLDEN["variables"]]
+
+
+def formula_weights(index, name, shape):
+    u = np.random.default_rng([0, index]).uniform(-1, 1, shape)
+    if name.endswith(("moving_mean:0", "moving_variance:0")):
+        return np.full(shape, float(name.endswith("variance:0")))
+    if name.endswith("gamma:0"):
+        return 1 + 0.1 * u
+    if name.endswith(("beta:0", "bias:0")):
+        return 0.01 * u
+    return u * (np.sqrt(6 / sum(shape)) if len(shape) == 2 else 0.02 * np.sqrt(3))
+
+
+def uniform(index, shape):
+    return np.random.default_rng([0, index]).uniform(-1, 1, shape).astype("float32")
+
+
+def by_name(gan):
+    """Variables under their names in the original graph: both list kernel, bias, gamma, beta, mean, variance."""
+    weights = [w for network in (gan.generator, gan.discriminator) for layer in network.layers for w in layer.weights]
+    assert [tuple(w.shape) for w in weights] == [tuple(shape) for _, _, shape in GOLDEN["variables"]]
+    return dict(zip(NAMES, weights))
+
+
+def is_useless_bias(name):
+    """A bias that batch norm takes away again."""
+    return name.endswith("bias:0") and "conv" in name
+
+
+@pytest.fixture(scope="module")
+def latents():
+    return uniform(100, (4, 100))
+
+
+@pytest.fixture(scope="module")
+def real_images():
+    return uniform(101, (4, 128, 128, 3))
+
+
+@pytest.fixture
+def gan():
+    gan = FaceGAN.from_run_config(RunConfig.preset("article"))
+    for (index, name, shape), weight in zip(GOLDEN["variables"], by_name(gan).values()):
+        weight.assign(formula_weights(index, name, shape).astype("float32"))
+    return gan
+
+
+def losses(gan, real_images, latents):
+    fake_images = gan.generator(latents, training=True)
+    real_logits = gan.discriminator(real_images, training=True)
+    fake_logits = gan.discriminator(fake_images, training=True)
+    return discriminator_loss(real_logits, fake_logits, GOLDEN["label"]), generator_loss(fake_logits), real_logits, fake_logits
+
+
+def test_parameter_counts_are_the_articles(gan):
+    assert gan.generator.count_params() == 24_036_739
+    assert gan.discriminator.count_params() == 17_488_257
+
+
+def test_inference_matches(gan, latents):
+    images = np.array(gan.generator(latents, training=False))
+    recorded = GOLDEN["before"]["generated_inference"]
+    np.testing.assert_allclose(images.ravel()[:8], recorded["first8"], atol=1e-6)
+    np.testing.assert_allclose([images.mean(), images.std()], [recorded["mean"], recorded["std"]], rtol=1e-4)
+
+
+def test_losses_logits_and_gradient_norms_match(gan, real_images, latents):
+    with tf.GradientTape(persistent=True) as tape:
+        d_loss, g_loss, real_logits, fake_logits = losses(gan, real_images, latents)
+    before = GOLDEN["before"]
+    np.testing.assert_allclose([float(d_loss), float(g_loss)], [before["d_loss"], before["g_loss"]], rtol=1e-4)
+    np.testing.assert_allclose(np.ravel(real_logits), before["real_logits"], atol=1e-4)
+    np.testing.assert_allclose(np.ravel(fake_logits), before["fake_logits"], atol=1e-4)
+
+    weights = by_name(gan)
+    for loss, recorded in ((d_loss, GOLDEN["d_loss_gradients"]), (g_loss, GOLDEN["g_loss_gradients"])):
+        for name, gradient in zip(recorded, tape.gradient(loss, [weights[name] for name in recorded])):
+            if not is_useless_bias(name):
+                norm = np.linalg.norm(np.array(gradient, "float64"))
+                np.testing.assert_allclose(norm, recorded[name]["norm"], rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_step_matches(gan, real_images, latents, compiled):
+    """D's Adam step, then G's against the updated D: the recorded weights, and the losses after both."""
+    update = tf.function(gan.update) if compiled else gan.update
+    d_loss, g_loss, *_ = update(real_images, latents, GOLDEN["label"])
+    np.testing.assert_allclose(float(d_loss), GOLDEN["before"]["d_loss"], rtol=1e-4)
+    np.testing.assert_allclose(float(g_loss), GOLDEN["after_d_step_losses"]["g_loss"], rtol=1e-3)  # the updated D
+
+    weights = by_name(gan)
+    for name, recorded in {**GOLDEN["after_d_step"], **GOLDEN["after_g_step"]}.items():
+        if not is_useless_bias(name):
+            value = keras.ops.convert_to_numpy(weights[name])
+            np.testing.assert_allclose([value.mean(), value.std()], [recorded["mean"], recorded["std"]],
+                                       rtol=1e-3, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(value.ravel()[:8], recorded["first8"], rtol=1e-3, atol=2e-6, err_msg=name)
+
+    d_loss, g_loss, *_ = losses(gan, real_images, latents)
+    np.testing.assert_allclose(float(d_loss), GOLDEN["after_g_step_losses"]["d_loss"], rtol=1e-2)
