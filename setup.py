@@ -17,7 +17,7 @@ setup(
     author=settings["author"],
     author_email=settings["author_email"],
     url=settings["git_url"],
-    license="Apache-2.0",
+    license="MIT",
     keywords=settings["keywords"],
     packages=[settings["lib_name"]],
     python_requires=f">={settings['min_python']}",

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CROPS', 'CELEBA_SIZE', 'ARTICLE_BOX', 'SAME_PROPORTIONS', 'FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'MAX_BYTES',
-           'EXIF_ORIENTATION', 'LISTS', 'CELEBA_FOLDER', 'ENCRYPTED', 'MAX_THREADS', 'to_float', 'to_pixels',
-           'crop_box', 'UnreadableImage', 'open_picture', 'to_rgb', 'upright', 'read_picture', 'decode_face',
-           'is_picture', 'is_wanted', 'is_hidden', 'walk', 'list_folder', 'FolderSource', 'check_length', 'list_zip',
-           'read_entry', 'ZipSource', 'DrawnSource', 'stem', 'read_lines', 'celebrities_100k', 'celeba', 'recognise',
-           'spread', 'epoch_order', 'epoch_flips', 'num_threads', 'to_dataset', 'Faces', 'check_proportions',
-           'open_source', 'load_faces', 'check_faces']
+           'EXIF_ORIENTATION', 'NAME_LIST', 'PARTITION_LISTS', 'CELEBA_FOLDER', 'ENCRYPTED', 'MAX_THREADS', 'to_float',
+           'to_pixels', 'crop_box', 'UnreadableImage', 'open_picture', 'to_rgb', 'upright', 'read_picture',
+           'decode_face', 'is_picture', 'is_wanted', 'is_hidden', 'walk', 'list_folder', 'FolderSource', 'check_length',
+           'list_zip', 'read_entry', 'ZipSource', 'DrawnSource', 'stem', 'read_lines', 'celebrities_100k', 'celeba',
+           'recognise', 'spread', 'epoch_order', 'epoch_flips', 'num_threads', 'to_dataset', 'readable_face',
+           'batch_pixels', 'Faces', 'check_proportions', 'open_source', 'load_faces', 'check_faces']
 
 # %% ../nbs/03_faces.ipynb #07dc1b6f
 import functools
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .config import InputError, input_error
+from .config import input_error
 from .toyfaces import ToyFaces
 
 # %% ../nbs/03_faces.ipynb #af77f450
@@ -90,10 +90,9 @@ def open_picture(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnreadableImage(f"too large: more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        text = data[:100].lstrip().startswith(b"<")
-        raise UnreadableImage(
-            "HTML or XML, not a picture" if text else "not a picture, or cut off at its start"
-        ) from None
+        markup = data[:100].lstrip().startswith(b"<")
+        reason = "HTML or XML, not a picture" if markup else "not a picture, or cut off at its start"
+        raise UnreadableImage(reason) from None
     if picture.width * picture.height > MAX_PIXELS:
         raise UnreadableImage(f"too large: {picture.width} x {picture.height} pixels")
     return picture
@@ -132,9 +131,7 @@ def upright(
 # %% ../nbs/03_faces.ipynb #3c4290d1
 def read_picture(
     data: bytes,  # a whole file
-    least: (
-        int | None
-    ) = None,  # a JPEG may be read smaller, but no side below this, pixels; None: as it is
+    least: int | None = None,  # a JPEG may be read smaller, but no side below this, pixels
 ) -> Image.Image:  # mode RGB, upright
     "The picture in a file's bytes; `UnreadableImage` if there is none."
     picture = open_picture(data)
@@ -161,11 +158,8 @@ def decode_face(
     return np.array(picture.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
 
 # %% ../nbs/03_faces.ipynb #49b378d7
-LISTS = (
-    "100k.txt",
-    "list_eval_partition.csv",
-    "list_eval_partition.txt",
-)  # they say which pictures to use
+NAME_LIST = "100k.txt"  # of celebrities-100k: a name a line
+PARTITION_LISTS = ("list_eval_partition.csv", "list_eval_partition.txt")  # of CelebA
 
 
 def is_picture(name: str) -> bool:  # judged by its ending alone
@@ -173,7 +167,7 @@ def is_picture(name: str) -> bool:  # judged by its ending alone
 
 
 def is_wanted(name: str) -> bool:  # a picture, or a list of pictures
-    return is_picture(name) or name.rpartition("/")[2] in LISTS
+    return is_picture(name) or name.rpartition("/")[2] in (NAME_LIST, *PARTITION_LISTS)
 
 
 def is_hidden(part: str) -> bool:  # of a path
@@ -207,15 +201,11 @@ def list_folder(
     try:
         if top == folder:
             return top, sorted(walk(folder))
-        lists = [name for name in LISTS if (top / name).is_file()]
+        lists = [name for name in PARTITION_LISTS if (top / name).is_file()]
         return top, sorted([*lists, *walk(folder, f"{folder.relative_to(top).as_posix()}/")])
     except OSError as error:
-        raise input_error(
-            "data",
-            "a folder that can be listed",
-            str(path),
-            f"see to its permissions ({error.strerror})",
-        ) from None
+        remedy = f"see to its permissions ({error.strerror})"
+        raise input_error("data", "a folder that can be listed", str(path), remedy) from None
 
 # %% ../nbs/03_faces.ipynb #e38162b2
 class FolderSource:
@@ -252,9 +242,7 @@ ENCRYPTED = -1  # in place of a compression method
 
 def list_zip(
     path,  # of a zip
-) -> tuple[
-    list[str], np.ndarray
-]:  # names, sorted; (N, 5) int64: the numbers that `read_entry` takes, in its order
+) -> tuple[list[str], np.ndarray]:  # names, sorted; (N, 5) int64: the numbers that `read_entry` takes
     "The names in a zip, and where the files are."
     names, rows = [], array("q")
     try:
@@ -264,18 +252,14 @@ def list_zip(
                 if is_wanted(name) and not any(map(is_hidden, name.split("/"))):
                     names.append(name)
                     method = ENCRYPTED if entry.flag_bits & 1 else entry.compress_type
-                    rows.extend(
-                        (entry.header_offset, entry.compress_size, entry.file_size, entry.CRC, method)
-                    )
+                    lengths = (entry.compress_size, entry.file_size)
+                    rows.extend((entry.header_offset, *lengths, entry.CRC, method))
     except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise input_error(
-            "data", "a folder or a whole .zip", str(path), f"give one or download it again ({error})"
-        ) from None
+        remedy = f"give one, or download it again ({error})"
+        raise input_error("data", "a folder or a whole .zip", str(path), remedy) from None
     entries = np.frombuffer(rows, np.int64).reshape(-1, 5)
     if (entries[:, 4] == ENCRYPTED).any():
-        raise input_error(
-            "data", "a zip without a password", str(path), "unpack it and give the folder"
-        )
+        raise input_error("data", "a zip without password", str(path), "unpack it and give the folder")
     order = sorted(range(len(names)), key=names.__getitem__)
     return [names[index] for index in order], entries[order]
 
@@ -303,7 +287,7 @@ def read_entry(
         raise UnreadableImage("damaged in the zip")
     return data
 
-
+# %% ../nbs/03_faces.ipynb #89b83f1e
 class ZipSource:
     "The pictures in a zip, read in place: nothing is unpacked."
 
@@ -327,7 +311,7 @@ class ZipSource:
         except (struct.error, zlib.error):
             raise UnreadableImage("damaged in the zip") from None
 
-# %% ../nbs/03_faces.ipynb #62ce0c09
+# %% ../nbs/03_faces.ipynb #1837f0c5
 class DrawnSource:
     "Drawn faces, at the size that is asked for."
 
@@ -344,16 +328,19 @@ class DrawnSource:
         "One face."
         return self.toys[index]
 
-# %% ../nbs/03_faces.ipynb #e111b928
+# %% ../nbs/03_faces.ipynb #19951bd9
 def stem(name: str) -> str:  # "a/b.jpg" -> "b"
     name = name.rpartition("/")[2]
     return os.path.splitext(name)[0] if is_picture(name) else name
 
 
 def read_lines(source, index: int):  # yields the lines of a text file, stripped
-    return map(
-        str.strip, io.TextIOWrapper(io.BytesIO(source.read(index)), "utf-8-sig", errors="replace")
-    )
+    try:
+        data = source.read(index)
+    except UnreadableImage as error:
+        remedy = f"put it right ({error})"
+        raise input_error("data", "a list that can be read", source.names[index], remedy) from None
+    return map(str.strip, io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", errors="replace"))
 
 
 def celebrities_100k(
@@ -363,39 +350,33 @@ def celebrities_100k(
     "The layout `100k.txt` and `100k/100k/<name>.jpg`, here or one folder down."
     for index, name in enumerate(source.names):
         folder, _, last = name.rpartition("/")
-        if last == "100k.txt" and "/" not in folder:
-            prefix = name[: -len(last)] + "100k/100k/"
+        if last == NAME_LIST and "/" not in folder:
+            prefix = name[:-len(last)] + "100k/100k/"
             listed = set(map(stem, read_lines(source, index)))
-            return [
-                p
-                for p in pictures
-                if source.names[p].startswith(prefix) and stem(source.names[p]) in listed
-            ]
+            inside = [picture for picture in pictures if source.names[picture].startswith(prefix)]
+            return [picture for picture in inside if stem(source.names[picture]) in listed]
     return []
 
-# %% ../nbs/03_faces.ipynb #19951bd9
+# %% ../nbs/03_faces.ipynb #eb1f2c96
 def celeba(
     source,  # a collection
     pictures: list[int],  # its pictures, as indices into its names
 ) -> list[int]:  # those for training; none if this is another layout
     "The layout `img_align_celeba`, here or one folder down, with or without a partition list."
-    inside = [p for p in pictures if CELEBA_FOLDER in source.names[p].split("/")[:-1][:2]]
-    lists = [index for index, name in enumerate(source.names) if name.rpartition("/")[2] in LISTS[1:]]
+    names = source.names
+    inside = [picture for picture in pictures if CELEBA_FOLDER in names[picture].split("/")[:-1][:2]]
+    lists = [index for index, name in enumerate(names) if name.rpartition("/")[2] in PARTITION_LISTS]
     if not inside or not lists:
         return inside
     rows = (re.split(r"[,\s]+", line) for line in read_lines(source, lists[0]))
     training = {stem(row[0]) for row in rows if row[1:] == ["0"]}
-    kept = [p for p in inside if stem(source.names[p]) in training]
+    kept = [picture for picture in inside if stem(names[picture]) in training]
     if not kept:
-        raise input_error(
-            "data",
-            "a partition list that names training pictures (0)",
-            source.names[lists[0]],
-            "mend the list, or move it away to use all pictures",
-        )
+        raise input_error("data", "a partition list that names training pictures (0)",
+                          names[lists[0]], "mend the list, or move it away to use all pictures")
     return kept
 
-# %% ../nbs/03_faces.ipynb #679059f6
+# %% ../nbs/03_faces.ipynb #4cf7a79c
 def recognise(
     source,  # a collection
 ) -> tuple[str, list[int]]:  # layout, and the pictures to use, as indices into the names
@@ -417,7 +398,7 @@ def spread(
         return items
     return [items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int)]
 
-# %% ../nbs/03_faces.ipynb #5052324c
+# %% ../nbs/03_faces.ipynb #82baded9
 @functools.lru_cache(4)  # each batch of an epoch asks for it
 def epoch_order(
     num_images: int,  # how many there are
@@ -437,7 +418,7 @@ def epoch_flips(
     "Which places of an epoch's order are mirrored left to right: each with probability 0.5."
     return np.random.default_rng([seed, epoch, 2]).random(num_images) < 0.5
 
-# %% ../nbs/03_faces.ipynb #daee846e
+# %% ../nbs/03_faces.ipynb #ea7df159
 MAX_THREADS = 8  # more would only wait for Python's lock
 
 
@@ -462,7 +443,41 @@ def to_dataset(
     steps = tf.data.Dataset.range(steps.start, steps.stop)
     return steps.map(make, num_threads(), deterministic=True).prefetch(2).with_options(options)
 
-# %% ../nbs/03_faces.ipynb #bc4ea753
+# %% ../nbs/03_faces.ipynb #78db49c1
+def readable_face(
+    faces,  # `Faces`, below
+    order: np.ndarray,  # (N,) int64: an epoch's order
+    place: int,  # in the order
+) -> np.ndarray:  # (S, S, 3) uint8, RGB
+    "The face at this place, or the next one that can be read; `faces.unreadable` notes the others."
+    for index in itertools.chain(order[place:], order[:place]):
+        name = faces.name(index)
+        if name not in faces.unreadable:
+            try:
+                return faces[index]
+            except UnreadableImage as error:
+                faces.unreadable[name] = str(error)
+    raise input_error("data", "at least one picture that can be read", f"{len(faces)} that cannot",
+                      f"run facegen check; {name}, for one: {faces.unreadable[name]}")
+
+# %% ../nbs/03_faces.ipynb #4a3956ff
+def batch_pixels(
+    faces,  # `Faces`, below
+    step: int,  # counted from the start of epoch 0
+    batch_size: int,  # pictures a batch
+    seed: int,  # of order and flips
+    flip: bool,  # mirror half of the pictures left to right?
+) -> np.ndarray:  # (batch_size, S, S, 3) uint8, RGB
+    "One batch, whatever came before it."
+    epoch, step = divmod(int(step), len(faces) // batch_size)
+    order, flips = epoch_order(len(faces), seed, epoch), epoch_flips(len(faces), seed, epoch)
+    pixels = np.empty((batch_size, faces.image_size, faces.image_size, 3), np.uint8)
+    for row, place in enumerate(range(step * batch_size, (step + 1) * batch_size)):
+        face = readable_face(faces, order, place)
+        pixels[row] = face[:, ::-1] if flip and flips[place] else face
+    return pixels
+
+# %% ../nbs/03_faces.ipynb #52929a67
 class Faces:
     "Pictures of faces by number, and as batches for training."
 
@@ -471,7 +486,7 @@ class Faces:
         source,  # a collection: FolderSource, ZipSource or DrawnSource
         layout: str,  # "toy", "celebrities-100k", "celeba" or "folder"
         crop: str,  # "article", "square" or "none"
-        image_size: int,  # side of a face, pixels
+        image_size: int,  # side of a face, pixels: S
     ):
         self.source, self.layout, self.crop, self.image_size = source, layout, crop, image_size
         self.unreadable = {}  # name -> reason, of pictures met while training
@@ -480,60 +495,18 @@ class Faces:
         return len(self.source.names)
 
     def __repr__(self) -> str:
-        return (
-            f"{len(self):,} faces of {self.image_size} pixels, layout {self.layout}, crop {self.crop}"
-        )
+        what = f"{len(self):,} faces of {self.image_size} pixels"
+        return f"{what}, layout {self.layout}, crop {self.crop}"
 
     def name(self, index: int) -> str:
         "The path of a picture inside the collection."
         return self.source.names[index]
 
-    def __getitem__(self, index: int) -> np.ndarray:  # (image_size, image_size, 3) uint8, RGB
+    def __getitem__(self, index: int) -> np.ndarray:  # (S, S, 3) uint8, RGB
         "One face; `UnreadableImage` if there is none in the file."
         picture = self.source.read(range(len(self))[index])
-        return (
-            picture
-            if isinstance(picture, np.ndarray)
-            else decode_face(picture, self.image_size, self.crop)
-        )
-
-    def readable(
-        self, order: np.ndarray, place: int
-    ) -> np.ndarray:  # (image_size, image_size, 3) uint8, RGB
-        "The face at this place of an order, or the next one that can be read."
-        for index in itertools.chain(order[place:], order[:place]):
-            if self.name(index) not in self.unreadable:
-                try:
-                    return self[index]
-                except UnreadableImage as error:
-                    self.unreadable[self.name(index)] = str(error)
-        name, reason = next(iter(self.unreadable.items()))
-        raise input_error(
-            "data",
-            "a picture that can be read",
-            f"{len(self)} that cannot",
-            f"look at {name} first: {reason}",
-        )
-
-    def batch_pixels(
-        self,
-        step: int,  # counted from the start of epoch 0
-        batch_size: int,  # pictures a batch
-        seed: int,  # of order and flips
-        flip: bool,  # mirror half of the pictures left to right?
-    ) -> np.ndarray:  # (batch_size, image_size, image_size, 3) uint8, RGB
-        "One batch, whatever came before it."
-        epoch, step = divmod(int(step), len(self) // batch_size)
-        places = slice(step * batch_size, (step + 1) * batch_size)
-        order, mirrored = (
-            epoch_order(len(self), seed, epoch),
-            epoch_flips(len(self), seed, epoch)[places] & flip,
-        )
-        pixels = np.empty((batch_size, self.image_size, self.image_size, 3), np.uint8)
-        for row in range(batch_size):
-            face = self.readable(order, places.start + row)
-            pixels[row] = face[:, ::-1] if mirrored[row] else face
-        return pixels
+        drawn = isinstance(picture, np.ndarray)
+        return picture if drawn else decode_face(picture, self.image_size, self.crop)
 
     def batches(
         self,
@@ -543,8 +516,8 @@ class Faces:
         start_epoch: int = 0,  # it starts in this epoch ...
         start_step: int = 0,  # ... with this batch of it
         flip: bool = True,  # mirror half of the pictures left to right?
-    ):  # tf.data.Dataset of (batch_size, image_size, image_size, 3) float32 in [-1, 1]
-        "Batches for training, in an order that depends on seed and epoch alone."
+    ):  # tf.data.Dataset of (batch_size, S, S, 3) float32 in [-1, 1]
+        "Batches in an order that depends on seed and epoch alone; if nothing can be read, it fails here."
         num_steps = len(self) // batch_size
         if num_steps == 0:
             raise input_error(
@@ -553,67 +526,54 @@ class Faces:
                 batch_size,
                 "set a smaller one or give more pictures",
             )
-        self.readable(
-            epoch_order(len(self), seed, start_epoch), start_step * batch_size
-        )  # fails here if all do
+        readable_face(self, epoch_order(len(self), seed, start_epoch), start_step * batch_size)
+        make = functools.partial(batch_pixels, self, batch_size=batch_size, seed=seed, flip=flip)
         steps = range(start_epoch * num_steps + start_step, epochs * num_steps)
-        make = functools.partial(self.batch_pixels, batch_size=batch_size, seed=seed, flip=flip)
         return to_dataset(make, steps, (batch_size, self.image_size, self.image_size, 3))
 
-# %% ../nbs/03_faces.ipynb #4a3956ff
+# %% ../nbs/03_faces.ipynb #8890de77
 def check_proportions(
     source,  # a collection
 ) -> None:  # or `InputError`
-    "Refuses the article's box if the first picture that can be read is not shaped like aligned CelebA."
+    "Refuses the article's box if the first readable picture has other proportions than CelebA."
     for index, name in enumerate(source.names):
         try:
             picture = source.read(index)
-            picture = (
-                Image.fromarray(picture) if isinstance(picture, np.ndarray) else read_picture(picture)
-            )
+            drawn = isinstance(picture, np.ndarray)
+            width, height = (Image.fromarray(picture) if drawn else read_picture(picture)).size
         except UnreadableImage:
             continue
-        ratio = picture.width / picture.height * CELEBA_SIZE[1] / CELEBA_SIZE[0]
-        if abs(ratio - 1) > SAME_PROPORTIONS:
+        if abs(width / height * CELEBA_SIZE[1] / CELEBA_SIZE[0] - 1) > SAME_PROPORTIONS:
             raise input_error(
                 "crop",
-                "pictures shaped like aligned CelebA's 178 x 218 for the article's box",
-                f"{picture.width} x {picture.height} in {name}",
+                "for the article's box, aligned CelebA's proportions of 178 x 218",
+                f"{width} x {height} in {name}",
                 "set crop=square or crop=none",
             )
         return
 
-
+# %% ../nbs/03_faces.ipynb #de33e529
 def open_source(
     path,  # a folder or a zip
 ):  # a collection that holds at least one picture
     "The collection at a path."
     if not os.path.exists(path):
-        raise input_error(
-            "data",
-            "toy, a folder of pictures or a .zip of one",
-            str(path),
-            "check the path, nothing is there",
-        )
+        raise input_error("data", "toy, a folder of pictures or a .zip of one", str(path),
+                          "check the path, nothing is there")
     source = FolderSource(path) if os.path.isdir(path) else ZipSource(path)
     if not any(map(is_picture, source.names)):
-        found = "an empty folder" if os.path.isdir(path) and not os.listdir(path) else "no such file"
-        raise input_error(
-            "data",
-            "pictures (.jpg, .png, .webp, ...)",
-            str(path),
-            f"give another path, it holds {found}",
-        )
+        empty = os.path.isdir(path) and not os.listdir(path)
+        found = "this folder is empty" if empty else "no name there ends in .jpg, .png or the like"
+        raise input_error("data", "a folder of pictures or a .zip of one", str(path),
+                          f"give another path, {found}")
     return source
 
-# %% ../nbs/03_faces.ipynb #8e78672b
+# %% ../nbs/03_faces.ipynb #e1eeb5ad
 def load_faces(
     data,  # "toy", a folder, a .zip of one, or a Kaggle dataset folder
     image_size: int = 128,  # side of a face, pixels
-    crop: str = "auto",  # "article", "square", "none"; "auto": article for layout celeba, square otherwise
-    limit: (
-        int | None
-    ) = None,  # use at most so many, spread evenly; with "toy": draw so many (None: 10,000)
+    crop: str = "auto",  # "article", "square", "none"; auto: article for CelebA, else square
+    limit: int | None = None,  # use at most so many; with "toy": draw so many (None: 10,000)
     seed: int = 0,  # which faces "toy" draws; nothing else depends on it
 ) -> Faces:  # reads names only, and one picture where the crop must fit
     "Faces from wherever they are; `InputError` if they cannot be had."
@@ -621,7 +581,7 @@ def load_faces(
         raise input_error("crop", "one of " + ", ".join(CROPS), crop, "choose one of these")
     if limit is not None and limit < 1:
         raise input_error(
-            "limit", "none or a whole number of at least 1", limit, "set limit to such a value"
+            "limit", "none or a whole number of at least 1", limit, "set it to one of these"
         )
     if str(data) == "toy":
         source, layout = DrawnSource(limit or 10_000, image_size, seed), "toy"
@@ -635,7 +595,7 @@ def load_faces(
         check_proportions(source)
     return Faces(source, layout, crop, image_size)
 
-# %% ../nbs/03_faces.ipynb #903aa757
+# %% ../nbs/03_faces.ipynb #d6f5c84c
 def check_faces(
     faces: Faces,  # to be read from end to end, in several threads
 ):  # yields (name, reason) for each picture that cannot be used, in order of names

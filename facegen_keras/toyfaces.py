@@ -260,52 +260,43 @@ def lit(
 # %% ../nbs/02_toyfaces.ipynb #f8890264
 class Canvas:
     "A picture in progress: fills outlines in the pose, the colours and the light of one face."
-
     def __init__(
         self,
         face: FaceAttributes,  # what is to be drawn
-        image_size: int,  # side of the finished picture in pixels
+        image_size: int,       # side of the finished picture in pixels
     ):
         self.face, self.colours, self.visible = face, colours_of(face), face.visible
-        self.oversampling = max(3, min(8, 256 // image_size))
-        side = image_size * self.oversampling
+        self.oversampling = max(3, min(8, 256//image_size))
+        side = image_size*self.oversampling
         self.image = Image.new("RGB", (side, side), self.colours["background"])
         self.opaque, self.glaze = ImageDraw.Draw(self.image), ImageDraw.Draw(self.image, "RGBA")
-        self.body_scale = (1.14 + 0.06 * face.zoom) * side / 2
-        self.body_origin = (
-            self.body_scale * (0.06 * face.shift_x + 0.03j + 0.04j * face.shift_y) + (1 + 1j) * side / 2
-        )
-        self.head_scale = self.body_scale * np.exp(1j * np.deg2rad(9 * face.tilt))
-        self.head_origin = self.body_origin + 0.5j * (
-            self.body_scale - self.head_scale
-        )  # the neck stays
+        self.body_scale = (1.11 + .06*face.zoom)*side/2
+        self.body_origin = (1 + .06*face.shift_x + 1.02j + .04j*face.shift_y)*side/2
+        self.head_scale = self.body_scale*np.exp(1j*np.deg2rad(9*face.tilt))
+        self.head_origin = self.body_origin + .5j*(self.body_scale - self.head_scale)   # the neck stays
         self.light_side = 1 if face.light >= 0 else -1
 
     def fill(
         self,
-        points: np.ndarray,  # (N,) complex outline
-        colour: tuple,  # RGB, each 0 to 255
+        points: np.ndarray,          # (N,) complex outline
+        colour: tuple,               # RGB, each 0 to 255
         depth: float | None = None,  # on the head, -.3 far to 1.2 near; None: on the body
-        opacity: float = 1.0,  # 1 covers what is below
+        opacity: float = 1.0,        # 1 covers what is below
     ):
         "Paint one outline."
-        if depth is None:
-            pixels = points * self.body_scale + self.body_origin
+        if depth is None: pixels = points*self.body_scale + self.body_origin
         else:
             x = points.real
-            nearer = 0.10 * self.face.yaw * depth  # moves the middle, and less towards the sides at .75
-            turned = points + nearer + x * (0.07 * self.face.face_width - nearer / 0.75**2 * x)
-            pixels = turned * self.head_scale + self.head_origin
-        corners = pixels.round().view(np.float64).tolist()  # a complex number is an x and a y
-        if opacity == 1:
-            self.opaque.polygon(corners, fill=colour)
-        else:
-            self.glaze.polygon(corners, fill=(*colour, round(255 * opacity)))
+            nearer = .10*self.face.yaw*depth   # moves the middle, and less towards the sides at .75
+            turned = points + nearer + x*(.07*self.face.face_width - nearer/.75**2*x)
+            pixels = turned*self.head_scale + self.head_origin
+        corners = pixels.round().view(np.float64).tolist()   # a complex number is an x and a y
+        if opacity == 1: self.opaque.polygon(corners, fill=colour)
+        else: self.glaze.polygon(corners, fill=(*colour, round(255*opacity)))
 
     def fill_both(
-        self,
-        points: np.ndarray,  # (N,) complex outline on the right
-        *how,  # colour, depth and opacity as in `fill`
+        self, points: np.ndarray,  # (N,) complex outline on the right
+        *how,                      # colour, depth and opacity as in `fill`
     ):
         "Paint an outline and its mirror image."
         self.fill(points, *how)
@@ -313,19 +304,15 @@ class Canvas:
 
     def shade(
         self,
-        points: np.ndarray,  # (N,) complex outline
-        dark: tuple,  # RGB at the edge
-        bright: tuple,  # RGB in the middle
+        points: np.ndarray,          # (N,) complex outline
+        dark: tuple,                 # RGB at the edge
+        bright: tuple,               # RGB in the middle
         depth: float | None = None,  # as in `fill`
     ):
         "Paint a rounded shape: ever smaller and brighter outlines, towards the light."
-        centre = points.mean() + 0.10 * self.face.light - 0.06j
+        centre = points.mean() + .10*self.face.light - .06j
         for step in range(5):
-            self.fill(
-                centre + (points - centre) * (1 - 0.11 * step),
-                mix(dark, bright, (step / 4) ** 0.6),
-                depth,
-            )
+            self.fill(centre + (points - centre)*(1 - .11*step), mix(dark, bright, (step/4)**.6), depth)
 
     def picture(self) -> np.ndarray:  # (image_size, image_size, 3) uint8 RGB
         "Average down and light; painting can go on afterwards."
@@ -359,9 +346,9 @@ NECK = symmetric([.19+.36j, .185+.56j, .25+.69j, .12+.82j])
 CHIN_SHADOW = lens(-.20+.45j, .02+.86j, .20+.45j, .4j)
 NECKLINE = lens(-.27+.67j, 1.03j, .27+.67j, .90j)
 COLLAR = np.array([.17+.59j, .33+.66j, .30+.92j, .82j])
-STRIPES = [lens(-x + 1j*y, 1j*(y + .10), x + 1j*y, 1j*(y + .22))
-           for x, y in ((.60, .79), (.74, .90), (.80, 1.01))]
-DOTS = [ellipse(centre, .055, .055) for centre in (.16+.92j, .37+.79j, .57+.84j, .37+.97j, .67+1.0j)]
+STRIPES = [lens(-x + 1j*y, 1j*(y + .07), x + 1j*y, 1j*(y + .18))
+           for x, y in ((.52, .735), (.68, .82), (.78, .92))]
+DOTS = [ellipse(centre, .055, .055) for centre in (.36+.75j, .56+.80j, .20+.90j, .43+.90j, .68+.92j)]
 
 def draw_body(
     canvas: Canvas,  # to paint on

@@ -1,0 +1,50 @@
+# `make demo` and `make test` do all the set-up that each needs, from nothing but Python and make.
+PYTHON ?= python3
+BIN ?= .venv/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test test-kaggle readme hooks clean
+
+demo: .venv/runtime  ## train a small GAN on drawn faces, in minutes
+	$(BIN)/facegen train --preset demo
+
+test: .venv/dev test-kaggle  ## everything that must hold; ends with pytest's summary
+	$(BIN)/nbdev_test --n_workers 1 --do_print
+	$(BIN)/python -m pytest tests
+
+# Kaggle's image: Python 3.13, TensorFlow 2.20, Keras 3.13.2, and nothing that only development needs.
+test-kaggle:
+	@python=; for p in python3.13 "$$PYENV_ROOT"/versions/3.13*/bin/python3.13; do \
+	  if "$$p" -c "import venv" 2>/dev/null; then python=$$p; break; fi; done; \
+	if [ -z "$$python" ]; then echo "Kaggle's versions: not tested, no Python 3.13 here"; \
+	else $(MAKE) --no-print-directory .venv-kaggle/ready PYTHON="$$python" && \
+	  .venv-kaggle/bin/python -m pytest -q tests/test_parity.py tests/test_runtime.py; fi
+
+readme: README.md  ## README.md from nbs/index.ipynb; cells with nbdev directives stay out
+README.md: nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --to markdown --RegexRemovePreprocessor.patterns='#\|' --stdout $< \
+	  | sed 's#(images/#(nbs/images/#g' > $@
+
+hooks: .venv/dev  ## git hooks that clean notebooks and merge them cell by cell
+	$(BIN)/nbdev_install_hooks
+
+clean:
+	rm -rf .venv .venv-kaggle build *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	  { echo "Python: expected 3.11 to 3.13, got $$($(PYTHON) --version); run make PYTHON=/path/to/python3"; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/runtime: .venv/bin/python settings.ini setup.py
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+.venv/dev: .venv/runtime
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	@touch $@
+
+.venv-kaggle/ready: settings.ini setup.py
+	$(PYTHON) -m venv .venv-kaggle
+	.venv-kaggle/bin/pip install --quiet . pytest "tensorflow==2.20.*" "keras==3.13.2"
+	@touch $@

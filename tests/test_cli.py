@@ -1,0 +1,166 @@
+"""The command as a user meets it: what it refuses, in one line, with nothing written; what it leaves behind."""
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facegen_keras.cli import main
+
+TINY = [word for setting in ("image_size=32", "width=4", "batch_size=8", "limit=16", "epochs=2")
+        for word in ("--set", setting)]
+
+
+class Outcome:
+    def __init__(self, status, out, err):
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def facegen(capfd):
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        return Outcome(ended.value.code, *capfd.readouterr())
+    return call
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def save_image(path, size=(40, 40)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)).save(path)
+
+
+def prepare_mistakes(folder):
+    (folder / "empty").mkdir()
+    (folder / "letters").mkdir()
+    (folder / "letters" / "letter.txt").write_text("dear")
+    (folder / "broken.zip").write_bytes(b"this is not a zip")
+    with zipfile.ZipFile(folder / "letters.zip", "w") as archive:
+        archive.writestr("letter.txt", "dear")
+    for number in range(3):
+        save_image(folder / "three" / f"{number}.png")
+
+
+MISTAKES = {
+    "a path that is not there": (["--data", "nowhere"], "data", "nothing is there"),
+    "an empty folder": (["--data", "empty"], "data", "image"),
+    "a folder with no image": (["--data", "letters"], "data", "image"),
+    "a zip that is not a zip": (["--data", "broken.zip"], "data", "zip"),
+    "a zip with no image": (["--data", "letters.zip"], "data", "image"),
+    "an image size that no network has": (["--set", "image_size=100"], "image_size", "32, 64, 128, 256"),
+    "a batch larger than the data": (["--data", "three", "--set", "batch_size=4"], "batch_size", "at most the 3 images"),
+    "an unknown preset": (["--preset", "articel"], "preset", "did you mean 'article'"),
+    "an unknown field": (["--set", "image_sise=64"], "setting", "did you mean 'image_size'"),
+    "an unknown value": (["--set", "noise=loud"], "noise", "as_described, as_run"),
+    "a value of the wrong kind": (["--set", "epochs=many"], "epochs", "whole number"),
+    "a setting without a value": (["--set", "epochs"], "--set", "key=value"),
+    "an unknown option": (["--epochs", "3"], "", "--epochs"),
+    "a folder that holds something else": (["--out", "letters"], "out", "new or empty folder"),
+    "an out that is a file": (["--out", "broken.zip"], "out", "folder"),
+    "a crop for other pictures": (["--data", "three", "--set", "crop=article", "--set", "batch_size=2"], "crop", "square"),
+}
+
+
+@pytest.mark.parametrize("arguments, what, hint", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_gets_one_line_and_changes_nothing(facegen, tmp_path, monkeypatch, arguments, what, hint):
+    monkeypatch.chdir(tmp_path)
+    prepare_mistakes(tmp_path)
+    before = contents(tmp_path)
+    outcome = facegen("train", *arguments)
+    assert outcome.status == 2
+    assert outcome.err.startswith(f"facegen: {what}") and hint in outcome.err
+    assert outcome.err.count("\n") == 1 and "Traceback" not in outcome.err and outcome.out == ""
+    assert contents(tmp_path) == before
+
+
+def test_a_run_from_start_to_finish(facegen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = facegen("train", *TINY, "--out", "run")
+    assert outcome.status == 0 and "\r" not in outcome.out and "\x1b" not in outcome.out, "a log file gets no bar"
+    assert "16 images" in outcome.out and "s a step" in outcome.out and "100 hours" in outcome.out
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "finished"
+    before = contents(tmp_path / "run")
+
+    other = facegen("train", *TINY, "--out", "run", "--set", "width=8")
+    assert other.status == 2 and other.err.count("\n") == 1 and "holds another run; width: expected 4, got 8" in other.err
+    refused = facegen("train", *TINY, "--out", "run", "--fresh")
+    assert refused.status == 2 and "--yes" in refused.err
+    assert contents(tmp_path / "run") == before, "nothing is lost"
+
+    grid = facegen("sample", "run", "--count", "9", "--out", "nine.png")
+    assert grid.status == 0 and Image.open(tmp_path / "nine.png").size == (3 * 34 + 2,) * 2
+    singles = facegen("sample", "run", "--count", "3", "--seed", "5", "--out", "singles/")
+    assert singles.status == 0 and len(list((tmp_path / "singles").glob("*.png"))) == 3
+    assert "do not exist" in Image.open(tmp_path / "singles/face_00000.png").text["Description"]
+    assert facegen("sample", "run", "--out", "nine.jpg").status == 2
+
+    again = facegen("train", *TINY, "--out", "run", "--set", "width=8", "--fresh", "--yes")
+    assert again.status == 0 and json.loads((tmp_path / "run/config.json").read_text())["width"] == 8
+
+
+def test_more_epochs_go_on_and_hours_pause(facegen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paused = facegen("train", *TINY, "--out", "run", "--hours", "0")
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert paused.status == 0 and status["state"] == "paused" and (status["epoch"], status["step"]) == (0, 1)
+    assert facegen("train", *TINY, "--out", "run").status == 0
+    more = facegen("train", *TINY, "--out", "run", "--set", "epochs=3")
+    assert more.status == 0 and "going on after epoch 2" in more.out
+    assert json.loads((tmp_path / "run/status.json").read_text()) == {
+        "state": "finished", "epoch": 3, "step": 0, "reason": ""}
+
+
+def test_diverging_losses_exit_with_3(facegen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from facegen_keras.gan import FaceGAN
+
+    monkeypatch.setattr(FaceGAN, "draw_noise", lambda self: (float("nan"), 1.0))
+    outcome = facegen("train", *TINY, "--out", "run")
+    assert outcome.status == 3 and outcome.err.count("\n") == 1 and "not finite" in outcome.err
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "diverged"
+
+
+def test_check_names_what_cannot_be_used(facegen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_image(tmp_path / "faces/good.png")
+    (tmp_path / "faces/page.jpg").write_text("<html>not found</html>")
+    (tmp_path / "faces/empty.jpg").write_bytes(b"")
+    before = contents(tmp_path / "faces")
+    outcome = facegen("check", "faces", "--out", "report.json")
+    assert outcome.status == 0 and "1 good, 2 cannot be used" in outcome.out
+    assert sorted(json.loads((tmp_path / "report.json").read_text())) == ["empty.jpg", "page.jpg"]
+    assert contents(tmp_path / "faces") == before
+
+
+@pytest.mark.parametrize("arguments", [["sample", "nowhere"], ["check", "nowhere"], ["nonsense"]])
+def test_other_commands_refuse_in_one_line(facegen, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    outcome = facegen(*arguments)
+    assert outcome.status == 2 and outcome.err.count("\n") == 1 and contents(tmp_path) == {}
+
+
+def test_a_signal_pauses(tmp_path):
+    """SIGTERM: the step is finished, saved, and the exit status says that this was meant."""
+    import signal
+
+    settings = [*TINY[:-2], "--set", "epochs=100000"]
+    command = [sys.executable, "-c", "from facegen_keras.cli import main; main()", "train", "--out", "run", *settings]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            process.send_signal(signal.SIGTERM)
+            break
+    out, err = process.communicate(timeout=60)
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert process.returncode == 0 and status["state"] == "paused" and "SIGTERM" in status["reason"]
+    assert (tmp_path / f"run/checkpoints/epoch_{status['epoch']:04d}_step_{status['step']:06d}.npz").is_file()

@@ -1,0 +1,80 @@
+"""Notebooks, module and README say the same: exporting, cleaning and converting change nothing."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy in which tools may write."""
+    for name in ("nbs", "facegen_keras"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("settings.ini", "setup.py", "README.md", "Makefile"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def contents(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*"))
+            if path.is_file() and "__pycache__" not in path.parts}
+
+
+def run_in(checkout, *command):
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [("nbdev_export",), ("nbdev_clean",)], ids=lambda command: command[0])
+def test_changes_nothing(checkout, command):
+    before = contents(checkout)
+    run_in(checkout, str(BIN / command[0]))
+    after = contents(checkout)
+    assert [name for name in {*before, *after} if before.get(name) != after.get(name)] == []
+
+
+def test_readme_is_made_from_the_index(checkout):
+    before = (checkout / "README.md").read_text()
+    (checkout / "README.md").unlink()
+    run_in(checkout, "make", "readme", f"BIN={BIN}")
+    assert (checkout / "README.md").read_text() == before
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_page_is_small_and_was_run(path):
+    notebook = json.loads(path.read_text())
+    assert path.stat().st_size < 1_000_000
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            assert output["output_type"] != "error"
+            assert output.get("name") != "stderr", "a page shows what a reader should read, not warnings"
+    if path.stem != "index":
+        assert any(cell.get("outputs") for cell in notebook["cells"]), "the page was never run"
+
+
+def test_links_between_pages_lead_somewhere():
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text())["cells"]:
+            source = "".join(cell["source"])
+            for piece in source.split("](")[1:] if cell["cell_type"] == "markdown" else []:
+                target = piece.split(")")[0]
+                if not target.startswith(("http", "#")):
+                    assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_package_index_covers_every_notebook():
+    modules = {path.stem.split("_", 1)[1] for path in NOTEBOOKS if path.stem[:2].isdigit()} - {"train_celeba"}
+    assert {path.stem for path in (ROOT / "facegen_keras").glob("*.py")} - {"__init__", "_modidx"} == modules
+    for path in (ROOT / "facegen_keras").glob("*.py"):
+        ast.parse(path.read_text())

@@ -1,0 +1,76 @@
+"""Noise and label factor of a compiled `fit`: fresh at each step as described, one draw a session as run."""
+
+import dataclasses
+import random
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facegen_keras.config import RunConfig
+from facegen_keras.gan import FaceGAN
+
+CONFIG = RunConfig.preset("demo", image_size=32, width=4, batch_size=4)
+NUM_STEPS = 6
+
+
+class PythonRandomGAN(FaceGAN):
+    """The article's mistake, inside a compiled step: Python draws while the graph is traced."""
+
+    def draw_noise(self):
+        noise_std, label_factor = random.uniform(0.0, 0.1), random.uniform(0.9, 1.0)
+        return tf.constant(noise_std), tf.constant(label_factor)
+
+
+class Record(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        self.draws = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.draws.append((float(logs["noise_std"]), float(logs["label_factor"])))
+
+
+def draws_of_a_fit(model_class=FaceGAN, noise="as_described", seed=0):
+    gan = model_class.from_run_config(dataclasses.replace(CONFIG, noise=noise, seed=seed))
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype("float32")
+    batches = tf.data.Dataset.from_tensors(images).repeat(NUM_STEPS)
+    gan.fit(batches, shuffle=False, verbose=0, callbacks=[record := Record()])
+    assert len(record.draws) == NUM_STEPS
+    return record.draws
+
+
+def assert_fresh_at_each_step(draws):
+    for values in zip(*draws):
+        assert len(set(values)) == NUM_STEPS, f"drawn once for many steps: {values}"
+
+
+def test_as_described_draws_at_each_step_within_the_ranges():
+    draws = draws_of_a_fit()
+    assert_fresh_at_each_step(draws)
+    assert all(0.0 <= noise_std < 0.1 and 0.9 <= label_factor < 1.0 for noise_std, label_factor in draws)
+
+
+def test_as_run_keeps_one_draw_a_session_that_depends_on_the_seed():
+    draws = draws_of_a_fit(noise="as_run")
+    assert len(set(draws)) == 1
+    assert 0.0 <= draws[0][0] < 0.1 and 0.9 <= draws[0][1] < 1.0
+    assert draws_of_a_fit(noise="as_run", seed=1)[0] != draws[0]
+
+
+def test_a_version_with_pythons_random_is_caught():
+    with pytest.raises(AssertionError, match="drawn once for many steps"):
+        assert_fresh_at_each_step(draws_of_a_fit(PythonRandomGAN))
+
+
+def test_the_draws_reach_the_loss():
+    """With a label range of a single 0 the real images are labelled fake: what is reported is what is used."""
+    gan = FaceGAN.from_run_config(CONFIG)
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype("float32")
+    latents = np.random.default_rng(1).uniform(-1, 1, (4, 100)).astype("float32")
+    state = gan.get_weights()
+    losses = []
+    for label_factor in (0.9, 1.0):
+        gan.set_weights(state)
+        losses.append(float(gan.update(images, latents, label_factor)[0]))
+    assert losses[0] != losses[1]
