@@ -23,7 +23,7 @@ test-kaggle:
 readme: README.md  ## README.md from nbs/index.ipynb; cells with nbdev directives stay out
 README.md: nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --RegexRemovePreprocessor.patterns='#\|' --stdout $< \
-	  | sed 's#(images/#(nbs/images/#g' > $@
+	  | sed -E 's#\]\(([^):]*\.(ipynb|png))\)#](nbs/\1)#g' > $@
 
 hooks: .venv/dev  ## git hooks that clean notebooks and merge them cell by cell
 	$(BIN)/nbdev_install_hooks

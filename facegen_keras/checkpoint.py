@@ -31,9 +31,7 @@ def state_variables(
 # %% ../nbs/07_checkpoint.ipynb #43037153
 def read_state(gan: FaceGAN) -> dict[str, np.ndarray]:
     "A copy of the state, as arrays."
-    return {
-        name: keras.ops.convert_to_numpy(variable) for name, variable in state_variables(gan).items()
-    }
+    return {name: keras.ops.convert_to_numpy(variable) for name, variable in state_variables(gan).items()}
 
 
 def write_state(
@@ -45,15 +43,9 @@ def write_state(
     expected = {name: tuple(variable.shape) for name, variable in variables.items()}
     received = {name: array.shape for name, array in state.items()}
     if expected != received:
-        odd = sorted(
-            name for name in {*expected, *received} if expected.get(name) != received.get(name)
-        )
-        raise input_error(
-            "checkpoint",
-            f"{odd[0]} of shape {expected.get(odd[0])}",
-            received.get(odd[0]),
-            "use the config that the checkpoint was made with",
-        )
+        odd = sorted(name for name in {*expected, *received} if expected.get(name) != received.get(name))
+        raise input_error("checkpoint", f"{odd[0]} of shape {expected.get(odd[0])}", received.get(odd[0]),
+                          "use the config that the checkpoint was made with")
     for name, variable in variables.items():
         variable.assign(state[name])
 

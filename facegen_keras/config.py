@@ -103,31 +103,61 @@ class RunConfig:
     "All that determines a training run; frozen, checked when made, the same in JSON."
 
     data: str = setting(
-        "toy", "where the faces are: toy (drawn here), a folder, a .zip, a Kaggle dataset folder", any_text, "P")
+        "toy",
+        "where the faces are: toy (drawn here), a folder, a .zip, a Kaggle dataset folder",
+        any_text,
+        "P",
+    )
     out: str = setting("runs/article", "the folder that the run writes", any_text, "P")
     image_size: int = setting(128, "side of the square pictures, pixels", one_of(32, 64, 128, 256), "A")
-    latent_dim: int = setting(100, "length of the latent vector, uniform in [-1, 1]", whole_number(1), "A")
-    width: int = setting(64, "channels next to the image; they double as its side halves", whole_number(1), "N")
-    batch_size: int = setting(64, "real images a step, and as many generated ones", whole_number(2), "A")
-    epochs: int = setting(60, "passes over the images; what does not fill a batch is left out", whole_number(1), "A")
+    latent_dim: int = setting(
+        100, "length of the latent vector, uniform in [-1, 1]", whole_number(1), "A"
+    )
+    width: int = setting(
+        64, "channels next to the image; they double as its side halves", whole_number(1), "N"
+    )
+    batch_size: int = setting(
+        64, "real images a step, and as many generated ones", whole_number(2), "A"
+    )
+    epochs: int = setting(
+        60, "passes over the images; what does not fill a batch is left out", whole_number(1), "A"
+    )
     d_learning_rate: float = setting(4e-5, "Adam's step size, discriminator", between(0, 1), "N")
     g_learning_rate: float = setting(2e-4, "Adam's step size, generator", between(0, 1), "N")
     beta_1: float = setting(0.5, "Adam's decay of the mean gradient", number_from(0, 1), "N")
     epsilon: float = setting(1e-8, "Adam's guard against division by zero", between(0, 1), "N")
-    real_label_range: tuple = setting((0.9, 1.0), "the label of real images is drawn from here", number_range(0, 1), "A")
+    real_label_range: tuple = setting(
+        (0.9, 1.0), "the label of real images is drawn from here", number_range(0, 1), "A"
+    )
     input_noise_range: tuple = setting(
-        (0.0, 0.1), "the std of noise on real images is drawn from here; black is -1, white 1", number_range(0, 1), "A")
+        (0.0, 0.1),
+        "the std of noise on real images is drawn from here; black is -1, white 1",
+        number_range(0, 1),
+        "A",
+    )
     noise: str = setting(
-        "as_described", "as_described: both are drawn at each step; as_run: once a session, as the article's code did",
-        one_of("as_described", "as_run"), "A, N")
+        "as_described",
+        "as_described: both are drawn at each step; as_run: once a session, as the article's code did",
+        one_of("as_described", "as_run"),
+        "A, N",
+    )
     crop: str = setting(
-        "auto", "article (inferred box of aligned CelebA), square, none; auto: article for CelebA, else square",
-        one_of("auto", "article", "square", "none"), "P")
+        "auto",
+        "article (inferred box of aligned CelebA), square, none; auto: article for CelebA, else square",
+        one_of("auto", "article", "square", "none"),
+        "P",
+    )
     flip: bool = setting(True, "mirror half of the real images left to right", one_of(True, False), "N")
     seed: int = setting(0, "start of every random number", whole_number(0), "P")
     precision: str = setting(
-        "float32", "arithmetic of the convolutions; losses and weights stay float32", one_of("float32", "bfloat16"), "P")
-    limit: int | None = setting(None, "use at most so many images (toy: draw so many); none: all", optional_count, "P")
+        "float32",
+        "arithmetic of the convolutions; losses and weights stay float32",
+        one_of("float32", "bfloat16"),
+        "P",
+    )
+    limit: int | None = setting(
+        None, "use at most so many images (toy: draw so many); none: all", optional_count, "P"
+    )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -168,11 +198,16 @@ class RunConfig:
 
     def rows(self) -> list[tuple[str, object, str, str]]:
         "(name, value, meaning, source) of every setting, to be shown."
-        return [(field.name, getattr(self, field.name), field.metadata["meaning"], field.metadata["source"])
-                for field in dataclasses.fields(self)]
+        return [
+            (field.name, getattr(self, field.name), field.metadata["meaning"], field.metadata["source"])
+            for field in dataclasses.fields(self)
+        ]
 
     def _repr_markdown_(self) -> str:
-        rows = [f"| `{name}` | `{value}` | {meaning} | {source} |" for name, value, meaning, source in self.rows()]
+        rows = [
+            f"| `{name}` | `{value}` | {meaning} | {source} |"
+            for name, value, meaning, source in self.rows()
+        ]
         return "\n".join(["| setting | value | meaning | source |", "|---|---|---|---|", *rows])
 
 # %% ../nbs/00_config.ipynb #d67e7f88

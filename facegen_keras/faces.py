@@ -8,8 +8,8 @@ __all__ = ['CROPS', 'CELEBA_SIZE', 'ARTICLE_BOX', 'SAME_PROPORTIONS', 'FORMATS',
            'to_pixels', 'crop_box', 'UnreadableImage', 'open_picture', 'to_rgb', 'upright', 'read_picture',
            'decode_face', 'is_picture', 'is_wanted', 'is_hidden', 'walk', 'list_folder', 'FolderSource', 'check_length',
            'list_zip', 'read_entry', 'ZipSource', 'DrawnSource', 'stem', 'read_lines', 'celebrities_100k', 'celeba',
-           'recognise', 'spread', 'epoch_order', 'epoch_flips', 'num_threads', 'to_dataset', 'readable_face',
-           'batch_pixels', 'Faces', 'check_proportions', 'open_source', 'load_faces', 'check_faces']
+           'recognise', 'spread', 'epoch_order', 'epoch_flips', 'num_threads', 'LookAhead', 'to_dataset',
+           'readable_face', 'batch_pixels', 'Faces', 'check_proportions', 'open_source', 'load_faces', 'check_faces']
 
 # %% ../nbs/03_faces.ipynb #07dc1b6f
 import functools
@@ -426,24 +426,43 @@ def num_threads() -> int:
     return min(MAX_THREADS, os.cpu_count() or 1)
 
 
+class LookAhead:
+    "A function of a step whose next values are computed in the background."
+
+    def __init__(
+        self,
+        function,  # step -> value; called in several threads
+        steps: range,  # the steps there are
+    ):
+        self.function, self.steps = function, steps
+        self.pool = ThreadPoolExecutor(num_threads())
+        self.futures = {}  # step -> its value, now or soon
+
+    def __call__(self, step: int):  # the value
+        ahead = range(int(step), min(int(step) + 2 * num_threads(), self.steps.stop))
+        self.futures = {s: self.futures.get(s) or self.pool.submit(self.function, s) for s in ahead}
+        return self.futures.pop(int(step)).result()
+
+# %% ../nbs/03_faces.ipynb #4a3956ff
 def to_dataset(
     batch_pixels,  # step -> (B, S, S, 3) uint8; called in several threads
     steps: range,  # the steps to make, in this order
     shape: tuple,  # (B, S, S, 3)
 ):  # tf.data.Dataset of (B, S, S, 3) float32 in [-1, 1]
-    "A stream of batches, made ahead of time."
+    "A stream of batches."
     import tensorflow as tf
 
+    look_ahead = LookAhead(batch_pixels, steps)
+
     def make(step):
-        pixels = tf.ensure_shape(tf.numpy_function(batch_pixels, [step], tf.uint8), shape)
+        pixels = tf.ensure_shape(tf.numpy_function(look_ahead, [step], tf.uint8), shape)
         return tf.cast(pixels, tf.float32) / 127.5 - 1.0  # as `to_float`
 
     options = tf.data.Options()
-    options.threading.private_threadpool_size = num_threads()
-    steps = tf.data.Dataset.range(steps.start, steps.stop)
-    return steps.map(make, num_threads(), deterministic=True).prefetch(2).with_options(options)
+    options.experimental_optimization.inject_prefetch = False  # no Python in TensorFlow's threads
+    return tf.data.Dataset.range(steps.start, steps.stop).map(make).with_options(options)
 
-# %% ../nbs/03_faces.ipynb #78db49c1
+# %% ../nbs/03_faces.ipynb #52929a67
 def readable_face(
     faces,  # `Faces`, below
     order: np.ndarray,  # (N,) int64: an epoch's order
@@ -460,7 +479,7 @@ def readable_face(
     raise input_error("data", "at least one picture that can be read", f"{len(faces)} that cannot",
                       f"run facegen check; {name}, for one: {faces.unreadable[name]}")
 
-# %% ../nbs/03_faces.ipynb #4a3956ff
+# %% ../nbs/03_faces.ipynb #8793ccd3
 def batch_pixels(
     faces,  # `Faces`, below
     step: int,  # counted from the start of epoch 0
@@ -477,7 +496,7 @@ def batch_pixels(
         pixels[row] = face[:, ::-1] if flip and flips[place] else face
     return pixels
 
-# %% ../nbs/03_faces.ipynb #52929a67
+# %% ../nbs/03_faces.ipynb #de33e529
 class Faces:
     "Pictures of faces by number, and as batches for training."
 
@@ -517,21 +536,17 @@ class Faces:
         start_step: int = 0,  # ... with this batch of it
         flip: bool = True,  # mirror half of the pictures left to right?
     ):  # tf.data.Dataset of (batch_size, S, S, 3) float32 in [-1, 1]
-        "Batches in an order that depends on seed and epoch alone; if nothing can be read, it fails here."
+        "Batches in an order that depends on seed and epoch alone; fails here if nothing can be read."
         num_steps = len(self) // batch_size
         if num_steps == 0:
-            raise input_error(
-                "batch_size",
-                f"at most {len(self)}, the number of pictures",
-                batch_size,
-                "set a smaller one or give more pictures",
-            )
+            raise input_error("batch_size", f"at most {len(self)}, the number of pictures", batch_size,
+                              "set a smaller one or give more pictures")
         readable_face(self, epoch_order(len(self), seed, start_epoch), start_step * batch_size)
         make = functools.partial(batch_pixels, self, batch_size=batch_size, seed=seed, flip=flip)
         steps = range(start_epoch * num_steps + start_step, epochs * num_steps)
         return to_dataset(make, steps, (batch_size, self.image_size, self.image_size, 3))
 
-# %% ../nbs/03_faces.ipynb #8890de77
+# %% ../nbs/03_faces.ipynb #b959aced
 def check_proportions(
     source,  # a collection
 ) -> None:  # or `InputError`
@@ -544,15 +559,11 @@ def check_proportions(
         except UnreadableImage:
             continue
         if abs(width / height * CELEBA_SIZE[1] / CELEBA_SIZE[0] - 1) > SAME_PROPORTIONS:
-            raise input_error(
-                "crop",
-                "for the article's box, aligned CelebA's proportions of 178 x 218",
-                f"{width} x {height} in {name}",
-                "set crop=square or crop=none",
-            )
+            raise input_error("crop", "for the article's box, the proportions of 178 x 218",
+                              f"{width} x {height} in {name}", "set crop=square or crop=none")
         return
 
-# %% ../nbs/03_faces.ipynb #de33e529
+# %% ../nbs/03_faces.ipynb #75cb85c4
 def open_source(
     path,  # a folder or a zip
 ):  # a collection that holds at least one picture
@@ -568,7 +579,7 @@ def open_source(
                           f"give another path, {found}")
     return source
 
-# %% ../nbs/03_faces.ipynb #e1eeb5ad
+# %% ../nbs/03_faces.ipynb #c5e2df81
 def load_faces(
     data,  # "toy", a folder, a .zip of one, or a Kaggle dataset folder
     image_size: int = 128,  # side of a face, pixels
@@ -580,9 +591,7 @@ def load_faces(
     if crop not in CROPS:
         raise input_error("crop", "one of " + ", ".join(CROPS), crop, "choose one of these")
     if limit is not None and limit < 1:
-        raise input_error(
-            "limit", "none or a whole number of at least 1", limit, "set it to one of these"
-        )
+        raise input_error("limit", "none or a whole number of at least 1", limit, "set limit=1 or more")
     if str(data) == "toy":
         source, layout = DrawnSource(limit or 10_000, image_size, seed), "toy"
     else:
@@ -595,7 +604,7 @@ def load_faces(
         check_proportions(source)
     return Faces(source, layout, crop, image_size)
 
-# %% ../nbs/03_faces.ipynb #d6f5c84c
+# %% ../nbs/03_faces.ipynb #e675bf84
 def check_faces(
     faces: Faces,  # to be read from end to end, in several threads
 ):  # yields (name, reason) for each picture that cannot be used, in order of names

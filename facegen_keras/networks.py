@@ -43,10 +43,18 @@ def stage(
 ) -> list[layers.Layer]:  # convolution, batch norm, leaky ReLU
     "Convolution, batch norm, leaky ReLU."
     return [
-        convolution(channels, KERNEL_SIZE, strides=strides, padding="same", name=f"{name}_conv", dtype=dtype,
-                    kernel_initializer=keras.initializers.TruncatedNormal(stddev=KERNEL_STD)),
-        layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON,
-                                  name=f"{name}_norm", dtype=dtype),
+        convolution(
+            channels,
+            KERNEL_SIZE,
+            strides=strides,
+            padding="same",
+            name=f"{name}_conv",
+            dtype=dtype,
+            kernel_initializer=keras.initializers.TruncatedNormal(stddev=KERNEL_STD),
+        ),
+        layers.BatchNormalization(
+            momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=f"{name}_norm", dtype=dtype
+        ),
         layers.LeakyReLU(negative_slope=LEAKY_SLOPE, name=f"{name}_relu", dtype=dtype),
     ]
 
@@ -86,7 +94,10 @@ def make_discriminator(
     for step, channels in enumerate(ladder, start=1):
         strides = 1 if step == len(ladder) - 1 else 2
         stack += stage(layers.Conv2D, channels, strides, f"down{step}", dtype)
-    stack += [layers.Flatten(name="features", dtype=dtype), layers.Dense(1, name="logit", dtype="float32")]
+    stack += [
+        layers.Flatten(name="features", dtype=dtype),
+        layers.Dense(1, name="logit", dtype="float32"),
+    ]
     return keras.Sequential(stack, name="discriminator")
 
 # %% ../nbs/04_networks.ipynb #a755cbdf
@@ -98,5 +109,7 @@ def stage_table(
     for layer in network.layers:
         if layer.weights:
             shape = " x ".join(map(str, layer.output.shape[1:]))
-            rows.append(f"| `{layer.name}` | {type(layer).__name__} | {shape} | {layer.count_params():,} |")
+            rows.append(
+                f"| `{layer.name}` | {type(layer).__name__} | {shape} | {layer.count_params():,} |"
+            )
     return "\n".join([*rows, f"| **{network.name}** | | | **{network.count_params():,}** |"])

@@ -318,9 +318,7 @@ class StopOnRequest(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if self.hours is not None and time.monotonic() - self.start >= 3600 * self.hours:
-            self.session.stop_reason = (
-                self.session.stop_reason or f"the {self.hours:g} hours are used up"
-            )
+            self.session.stop_reason = self.session.stop_reason or f"the {self.hours:g} hours are used up"
         if self.session.stop_reason:
             self.model.stop_training = True
 

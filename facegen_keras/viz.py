@@ -67,7 +67,10 @@ def loss_curves(
     figure = Figure(figsize=(9, 3.2), dpi=80, layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
-    for axes, keys in ((loss_axes, ("d_loss", "g_loss")), (accuracy_axes, ("d_accuracy_real", "d_accuracy_fake"))):
+    for axes, keys in (
+        (loss_axes, ("d_loss", "g_loss")),
+        (accuracy_axes, ("d_accuracy_real", "d_accuracy_fake")),
+    ):
         for key in keys:
             axes.plot(epochs, [record[key] for record in records], lw=1.2, label=key)
         axes.set_xlabel("epoch")
@@ -100,13 +103,24 @@ def timelapse(
 ) -> bytes:  # an animated GIF that repeats for ever
     "Frames one after the other, captioned."
     if not frames:
-        raise ValueError("frames: expected at least one picture, got none; pass the grids of a run's epochs")
-    pictures = [captioned(frame, caption, max_side) for frame, caption in zip(frames, captions, strict=True)]
+        raise ValueError(
+            "frames: expected at least one picture, got none; pass the grids of a run's epochs"
+        )
+    pictures = [
+        captioned(frame, caption, max_side) for frame, caption in zip(frames, captions, strict=True)
+    ]
     durations = [round(1000 * seconds)] * len(pictures)
     durations[0] = durations[-1] = round(4000 * seconds)
     buffer = io.BytesIO()
-    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0,
-                     comment=GENERATED.encode())
+    pictures[0].save(
+        buffer,
+        "GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=durations,
+        loop=0,
+        comment=GENERATED.encode(),
+    )
     return buffer.getvalue()
 
 

@@ -53,10 +53,10 @@ def prepare_mistakes(folder):
 
 MISTAKES = {
     "a path that is not there": (["--data", "nowhere"], "data", "nothing is there"),
-    "an empty folder": (["--data", "empty"], "data", "image"),
-    "a folder with no image": (["--data", "letters"], "data", "image"),
+    "an empty folder": (["--data", "empty"], "data", ".jpg"),
+    "a folder with no image": (["--data", "letters"], "data", ".jpg"),
     "a zip that is not a zip": (["--data", "broken.zip"], "data", "zip"),
-    "a zip with no image": (["--data", "letters.zip"], "data", "image"),
+    "a zip with no image": (["--data", "letters.zip"], "data", ".jpg"),
     "an image size that no network has": (["--set", "image_size=100"], "image_size", "32, 64, 128, 256"),
     "a batch larger than the data": (["--data", "three", "--set", "batch_size=4"], "batch_size", "at most the 3 images"),
     "an unknown preset": (["--preset", "articel"], "preset", "did you mean 'article'"),
