@@ -222,7 +222,7 @@ def normalise(
 # %% ../nbs/00_config.ipynb #916b883e
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
-    "demo": dict(out="runs/demo", image_size=64, width=32, batch_size=32, epochs=10, limit=4_000,
+    "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=8, limit=4_000,
                  d_learning_rate=2e-4, g_learning_rate=4e-4),
 }
 

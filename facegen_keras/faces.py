@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CROPS', 'CELEBA_SIZE', 'ARTICLE_BOX', 'SAME_PROPORTIONS', 'FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'MAX_BYTES',
-           'EXIF_ORIENTATION', 'NAME_LIST', 'PARTITION_LISTS', 'CELEBA_FOLDER', 'ENCRYPTED', 'MAX_THREADS', 'to_float',
-           'to_pixels', 'crop_box', 'UnreadableImage', 'open_picture', 'to_rgb', 'upright', 'read_picture',
+           'EXIF_ORIENTATION', 'TURNS', 'NAME_LIST', 'PARTITION_LISTS', 'CELEBA_FOLDER', 'ENCRYPTED', 'MAX_THREADS',
+           'to_float', 'to_pixels', 'crop_box', 'UnreadableImage', 'open_picture', 'to_rgb', 'upright', 'read_picture',
            'decode_face', 'is_picture', 'is_wanted', 'is_hidden', 'walk', 'list_folder', 'FolderSource', 'check_length',
            'list_zip', 'read_entry', 'ZipSource', 'DrawnSource', 'stem', 'read_lines', 'celebrities_100k', 'celeba',
            'recognise', 'spread', 'epoch_order', 'epoch_flips', 'num_threads', 'LookAhead', 'to_dataset',
@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from .config import input_error
 from .toyfaces import ToyFaces
@@ -116,17 +116,23 @@ def to_rgb(
 
 # %% ../nbs/03_faces.ipynb #881274c2
 EXIF_ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def upright(
     picture: Image.Image,  # as stored
 ) -> Image.Image:  # as meant
     "The picture turned the way its EXIF data says."
-    try:
-        as_stored = picture.getexif().get(EXIF_ORIENTATION, 1) == 1
-    except Exception:  # whatever a broken EXIF block raises
-        as_stored = True
-    return picture if as_stored else ImageOps.exif_transpose(picture)
+    turn = TURNS.get(picture.getexif().get(EXIF_ORIENTATION))
+    return picture if turn is None else picture.transpose(turn)
 
 # %% ../nbs/03_faces.ipynb #3c4290d1
 def read_picture(
@@ -134,8 +140,8 @@ def read_picture(
     least: int | None = None,  # a JPEG may be read smaller, but no side below this, pixels
 ) -> Image.Image:  # mode RGB, upright
     "The picture in a file's bytes; `UnreadableImage` if there is none."
-    picture = open_picture(data)
     try:
+        picture = open_picture(data)
         if least:
             picture.draft(None, (least, least))  # does nothing to other formats
         picture.load()
