@@ -51,10 +51,14 @@ def start_tensorflow() -> None:
         tf.config.list_logical_devices()
 
 # %% ../nbs/10_cli.ipynb #f1f51232
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(invoke_without_command=True,
+             context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="facegen_keras")
-def facegen():
+@click.pass_context
+def facegen(context):
     "Train a GAN that generates faces, on CelebA, on your own pictures, or on drawn faces."
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 # %% ../nbs/10_cli.ipynb #c1dda407
 @facegen.command()
@@ -144,6 +148,10 @@ def check(path, out):
     "Read every image under PATH and say what is wrong with which."
     from facegen_keras.faces import check_faces, load_faces
 
+    if out and (out.is_dir() or not out.parent.is_dir()):
+        raise input_error(
+            "--out", "the name of a file in a folder that exists", str(out), "choose another name"
+        )
     faces = load_faces(path, crop="none")
     problems = dict(check_faces(faces))
     for name, reason in problems.items():
@@ -152,9 +160,7 @@ def check(path, out):
         f"{len(faces):,} images ({faces.layout}): {len(faces) - len(problems):,} good, {len(problems):,} cannot be used"
     )
     if out:
-        from facegen_keras.checkpoint import write_file
-
-        write_file(out, (json.dumps(problems, indent=2) + "\n").encode())
+        out.write_text(json.dumps(problems, indent=2) + "\n")
 
 # %% ../nbs/10_cli.ipynb #77af847c
 def main(
@@ -163,15 +169,28 @@ def main(
     "The entry point of `facegen`; ends the process."
     try:
         facegen(arguments, prog_name="facegen", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help())
-    except (click.UsageError, InputError) as error:
-        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
-        leave(2, " ".join(message.split()))
+    except click.UsageError as error:
+        leave(
+            2,
+            " ".join(error.format_message().split())
+            + "; see facegen --help, and facegen settings for --set",
+        )
+    except InputError as error:
+        leave(2, " ".join(str(error).split()))
     except click.Abort:
         leave(130, "interrupted")
     except TrainingDiverged as error:
-        leave(3, f"{error}; the last checkpoint is from before that: try a smaller learning rate")
+        leave(
+            3,
+            f"{error}; what was saved is from before that: try smaller learning rates in another --out",
+        )
+    except OSError as error:
+        if error.filename is None:
+            raise
+        leave(
+            2,
+            f"{error.filename}: expected a path that can be used, got {error.strerror!r}; choose another",
+        )
     sys.exit(0)
 
 

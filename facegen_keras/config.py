@@ -11,7 +11,6 @@ __all__ = ['any_text', 'optional_count', 'PRESETS', 'InputError', 'input_error',
 import dataclasses
 import difflib
 import json
-import math
 import os
 
 # %% ../nbs/00_config.ipynb #bc6e8736
@@ -62,8 +61,8 @@ def setting(
     return dataclasses.field(default=default, metadata=dict(meaning=meaning, rule=rule, source=source))
 
 # %% ../nbs/00_config.ipynb #fe6ac39b
-def is_number(value) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def is_number(value) -> bool:  # finite, and of a size that a float can hold
+    return type(value) in (int, float) and -1e300 < value < 1e300
 
 
 def one_of(*choices) -> Rule:
@@ -71,9 +70,9 @@ def one_of(*choices) -> Rule:
                 lambda value: type(value) is type(choices[0]) and value in choices)
 
 
-def whole_number(least: int) -> Rule:
-    return Rule(f"a whole number of at least {least}",
-                lambda value: type(value) is int and value >= least)
+def whole_number(least: int, most: int = 2**32 - 1) -> Rule:
+    return Rule(f"a whole number from {least} to {most}",
+                lambda value: type(value) is int and least <= value <= most)
 
 
 def between(low: float, high: float) -> Rule:
@@ -94,8 +93,8 @@ def number_range(low: float, high: float) -> Rule:
 
 # %% ../nbs/00_config.ipynb #1f45fc7f
 any_text = Rule("a text that is not empty", lambda value: type(value) is str and value != "")
-optional_count = Rule("none or a whole number of at least 1",
-                      lambda value: value is None or type(value) is int and value >= 1)
+optional_count = Rule("none or a whole number from 1 to 10,000,000",
+                      lambda value: value is None or type(value) is int and 1 <= value <= 10_000_000)
 
 # %% ../nbs/00_config.ipynb #3d21f7ca
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +136,7 @@ class RunConfig:
     )
     noise: str = setting(
         "as_described",
-        "as_described: both are drawn at each step; as_run: once a session, as the article's code did",
+        "as_described: both are drawn at each step; as_run: once, from the seed, as the article's code did",
         one_of("as_described", "as_run"),
         "A, N",
     )
@@ -156,7 +155,7 @@ class RunConfig:
         "P",
     )
     limit: int | None = setting(
-        None, "use at most so many images (toy: draw so many); none: all", optional_count, "P"
+        None, "use at most so many images; none: all (toy: 4,000)", optional_count, "P"
     )
 
     def __post_init__(self):
@@ -165,7 +164,9 @@ class RunConfig:
             object.__setattr__(self, field.name, value)
             rule = field.metadata["rule"]
             if not rule.accepts(value):
-                raise input_error(field.name, rule.expected, value, f"set {field.name} to that")
+                raise input_error(
+                    field.name, rule.expected, value, f"set {field.name}= to such a value"
+                )
 
     @classmethod
     def preset(cls, name: str, **changes) -> "RunConfig":
@@ -177,6 +178,8 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: dict) -> "RunConfig":
         "From plain values, such as JSON gives; unknown names are refused."
+        if not isinstance(values, dict):
+            raise input_error("settings", "names with values", values, "write them as in config.json")
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
@@ -222,7 +225,7 @@ def normalise(
 # %% ../nbs/00_config.ipynb #916b883e
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
-    "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=8, limit=4_000,
+    "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=7,
                  d_learning_rate=2e-4, g_learning_rate=4e-4),
 }
 

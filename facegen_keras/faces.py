@@ -7,9 +7,10 @@ __all__ = ['CROPS', 'CELEBA_SIZE', 'ARTICLE_BOX', 'SAME_PROPORTIONS', 'FORMATS',
            'EXIF_ORIENTATION', 'TURNS', 'NAME_LIST', 'PARTITION_LISTS', 'CELEBA_FOLDER', 'ENCRYPTED', 'MAX_THREADS',
            'to_float', 'to_pixels', 'crop_box', 'UnreadableImage', 'open_picture', 'to_rgb', 'upright', 'read_picture',
            'decode_face', 'is_picture', 'is_wanted', 'is_hidden', 'walk', 'list_folder', 'FolderSource', 'check_length',
-           'list_zip', 'read_entry', 'ZipSource', 'DrawnSource', 'stem', 'read_lines', 'celebrities_100k', 'celeba',
-           'recognise', 'spread', 'epoch_order', 'epoch_flips', 'num_threads', 'LookAhead', 'to_dataset',
-           'readable_face', 'batch_pixels', 'Faces', 'check_proportions', 'open_source', 'load_faces', 'check_faces']
+           'copy_directory', 'list_zip', 'read_entry', 'ZipSource', 'DrawnSource', 'stem', 'read_lines',
+           'celebrities_100k', 'celeba', 'recognise', 'spread', 'epoch_order', 'epoch_flips', 'num_threads',
+           'LookAhead', 'to_dataset', 'readable_face', 'require_readable', 'batch_pixels', 'Faces', 'check_proportions',
+           'open_source', 'load_faces', 'check_faces']
 
 # %% ../nbs/03_faces.ipynb #07dc1b6f
 import functools
@@ -246,30 +247,39 @@ def check_length(num_bytes: int) -> None:
 ENCRYPTED = -1  # in place of a compression method
 
 
+def copy_directory(
+    path,  # of a zip
+) -> tuple[str, array]:  # names, joined by NUL; five numbers for each, as `read_entry` takes them
+    "What a zip's table of contents says about pictures and lists."
+    names, rows = [], array("q")
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            name = entry.filename.replace("\\", "/")
+            if is_wanted(name) and not any(map(is_hidden, name.split("/"))):
+                names.append(name)
+                method = ENCRYPTED if entry.flag_bits & 1 else entry.compress_type
+                lengths = (entry.compress_size, entry.file_size)
+                rows.extend((entry.header_offset, *lengths, entry.CRC, method))
+    return "\0".join(names), rows
+
+# %% ../nbs/03_faces.ipynb #b0be2035
 def list_zip(
     path,  # of a zip
 ) -> tuple[list[str], np.ndarray]:  # names, sorted; (N, 5) int64: the numbers that `read_entry` takes
     "The names in a zip, and where the files are."
-    names, rows = [], array("q")
     try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                name = entry.filename.replace("\\", "/")
-                if is_wanted(name) and not any(map(is_hidden, name.split("/"))):
-                    names.append(name)
-                    method = ENCRYPTED if entry.flag_bits & 1 else entry.compress_type
-                    lengths = (entry.compress_size, entry.file_size)
-                    rows.extend((entry.header_offset, *lengths, entry.CRC, method))
+        joined, rows = copy_directory(path)
     except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
         remedy = f"give one, or download it again ({error})"
         raise input_error("data", "a folder or a whole .zip", str(path), remedy) from None
     entries = np.frombuffer(rows, np.int64).reshape(-1, 5)
     if (entries[:, 4] == ENCRYPTED).any():
         raise input_error("data", "a zip without password", str(path), "unpack it and give the folder")
+    names = joined.split("\0")[:len(entries)]
     order = sorted(range(len(names)), key=names.__getitem__)
     return [names[index] for index in order], entries[order]
 
-# %% ../nbs/03_faces.ipynb #5b1bdc14
+# %% ../nbs/03_faces.ipynb #89b83f1e
 def read_entry(
     path,  # of the zip
     offset: int,  # where the entry's header starts
@@ -293,7 +303,7 @@ def read_entry(
         raise UnreadableImage("damaged in the zip")
     return data
 
-# %% ../nbs/03_faces.ipynb #89b83f1e
+# %% ../nbs/03_faces.ipynb #a1c36b7d
 class ZipSource:
     "The pictures in a zip, read in place: nothing is unpacked."
 
@@ -317,7 +327,7 @@ class ZipSource:
         except (struct.error, zlib.error):
             raise UnreadableImage("damaged in the zip") from None
 
-# %% ../nbs/03_faces.ipynb #1837f0c5
+# %% ../nbs/03_faces.ipynb #e111b928
 class DrawnSource:
     "Drawn faces, at the size that is asked for."
 
@@ -334,7 +344,7 @@ class DrawnSource:
         "One face."
         return self.toys[index]
 
-# %% ../nbs/03_faces.ipynb #19951bd9
+# %% ../nbs/03_faces.ipynb #eb1f2c96
 def stem(name: str) -> str:  # "a/b.jpg" -> "b"
     name = name.rpartition("/")[2]
     return os.path.splitext(name)[0] if is_picture(name) else name
@@ -360,10 +370,14 @@ def celebrities_100k(
             prefix = name[:-len(last)] + "100k/100k/"
             listed = set(map(stem, read_lines(source, index)))
             inside = [picture for picture in pictures if source.names[picture].startswith(prefix)]
-            return [picture for picture in inside if stem(source.names[picture]) in listed]
+            kept = [picture for picture in inside if stem(source.names[picture]) in listed]
+            if inside and not kept:
+                raise input_error("data", "a list that names the pictures in 100k/100k", name,
+                                  "mend the list, or move it away to use all pictures")
+            return kept
     return []
 
-# %% ../nbs/03_faces.ipynb #eb1f2c96
+# %% ../nbs/03_faces.ipynb #679059f6
 def celeba(
     source,  # a collection
     pictures: list[int],  # its pictures, as indices into its names
@@ -382,7 +396,7 @@ def celeba(
                           names[lists[0]], "mend the list, or move it away to use all pictures")
     return kept
 
-# %% ../nbs/03_faces.ipynb #4cf7a79c
+# %% ../nbs/03_faces.ipynb #a57bbc3a
 def recognise(
     source,  # a collection
 ) -> tuple[str, list[int]]:  # layout, and the pictures to use, as indices into the names
@@ -404,7 +418,7 @@ def spread(
         return items
     return [items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int)]
 
-# %% ../nbs/03_faces.ipynb #82baded9
+# %% ../nbs/03_faces.ipynb #0ef638db
 @functools.lru_cache(4)  # each batch of an epoch asks for it
 def epoch_order(
     num_images: int,  # how many there are
@@ -424,7 +438,7 @@ def epoch_flips(
     "Which places of an epoch's order are mirrored left to right: each with probability 0.5."
     return np.random.default_rng([seed, epoch, 2]).random(num_images) < 0.5
 
-# %% ../nbs/03_faces.ipynb #ea7df159
+# %% ../nbs/03_faces.ipynb #bc4ea753
 MAX_THREADS = 8  # more would only wait for Python's lock
 
 
@@ -449,7 +463,7 @@ class LookAhead:
         self.futures = {s: self.futures.get(s) or self.pool.submit(self.function, s) for s in ahead}
         return self.futures.pop(int(step)).result()
 
-# %% ../nbs/03_faces.ipynb #4a3956ff
+# %% ../nbs/03_faces.ipynb #8e78672b
 def to_dataset(
     batch_pixels,  # step -> (B, S, S, 3) uint8; called in several threads
     steps: range,  # the steps to make, in this order
@@ -468,7 +482,7 @@ def to_dataset(
     options.experimental_optimization.inject_prefetch = False  # no Python in TensorFlow's threads
     return tf.data.Dataset.range(steps.start, steps.stop).map(make).with_options(options)
 
-# %% ../nbs/03_faces.ipynb #52929a67
+# %% ../nbs/03_faces.ipynb #8793ccd3
 def readable_face(
     faces,  # `Faces`, below
     order: np.ndarray,  # (N,) int64: an epoch's order
@@ -485,7 +499,14 @@ def readable_face(
     raise input_error("data", "at least one picture that can be read", f"{len(faces)} that cannot",
                       f"run facegen check; {name}, for one: {faces.unreadable[name]}")
 
-# %% ../nbs/03_faces.ipynb #8793ccd3
+
+def require_readable(
+    faces,  # `Faces`, below
+) -> None:  # or `InputError`
+    "Refuses a collection in which no picture can be read."
+    readable_face(faces, np.arange(len(faces)), 0)
+
+# %% ../nbs/03_faces.ipynb #8890de77
 def batch_pixels(
     faces,  # `Faces`, below
     step: int,  # counted from the start of epoch 0
@@ -502,7 +523,7 @@ def batch_pixels(
         pixels[row] = face[:, ::-1] if flip and flips[place] else face
     return pixels
 
-# %% ../nbs/03_faces.ipynb #de33e529
+# %% ../nbs/03_faces.ipynb #e1eeb5ad
 class Faces:
     "Pictures of faces by number, and as batches for training."
 
@@ -552,7 +573,7 @@ class Faces:
         steps = range(start_epoch * num_steps + start_step, epochs * num_steps)
         return to_dataset(make, steps, (batch_size, self.image_size, self.image_size, 3))
 
-# %% ../nbs/03_faces.ipynb #b959aced
+# %% ../nbs/03_faces.ipynb #75cb85c4
 def check_proportions(
     source,  # a collection
 ) -> None:  # or `InputError`
@@ -569,7 +590,7 @@ def check_proportions(
                               f"{width} x {height} in {name}", "set crop=square or crop=none")
         return
 
-# %% ../nbs/03_faces.ipynb #75cb85c4
+# %% ../nbs/03_faces.ipynb #c5e2df81
 def open_source(
     path,  # a folder or a zip
 ):  # a collection that holds at least one picture
@@ -585,12 +606,12 @@ def open_source(
                           f"give another path, {found}")
     return source
 
-# %% ../nbs/03_faces.ipynb #c5e2df81
+# %% ../nbs/03_faces.ipynb #903aa757
 def load_faces(
     data,  # "toy", a folder, a .zip of one, or a Kaggle dataset folder
     image_size: int = 128,  # side of a face, pixels
     crop: str = "auto",  # "article", "square", "none"; auto: article for CelebA, else square
-    limit: int | None = None,  # use at most so many; with "toy": draw so many (None: 10,000)
+    limit: int | None = None,  # use at most so many; with "toy": draw so many (None: 4,000)
     seed: int = 0,  # which faces "toy" draws; nothing else depends on it
 ) -> Faces:  # reads names only, and one picture where the crop must fit
     "Faces from wherever they are; `InputError` if they cannot be had."
@@ -599,7 +620,7 @@ def load_faces(
     if limit is not None and limit < 1:
         raise input_error("limit", "none or a whole number of at least 1", limit, "set limit=1 or more")
     if str(data) == "toy":
-        source, layout = DrawnSource(limit or 10_000, image_size, seed), "toy"
+        source, layout = DrawnSource(limit or 4_000, image_size, seed), "toy"
     else:
         source = open_source(data)
         layout, pictures = recognise(source)
@@ -610,7 +631,7 @@ def load_faces(
         check_proportions(source)
     return Faces(source, layout, crop, image_size)
 
-# %% ../nbs/03_faces.ipynb #e675bf84
+# %% ../nbs/03_faces.ipynb #34655bde
 def check_faces(
     faces: Faces,  # to be read from end to end, in several threads
 ):  # yields (name, reason) for each picture that cannot be used, in order of names

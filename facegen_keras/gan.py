@@ -26,10 +26,10 @@ from .networks import make_discriminator, make_generator
 
 # %% ../nbs/06_gan.ipynb #a8a33c7e
 def adversarial_update(
-    generator: keras.Model,
-    discriminator: keras.Model,
-    g_optimizer: keras.optimizers.Optimizer,
-    d_optimizer: keras.optimizers.Optimizer,
+    generator: keras.Model,  # latents -> images in [-1, 1]
+    discriminator: keras.Model,  # images -> logits
+    g_optimizer: keras.optimizers.Optimizer,  # of the generator, built
+    d_optimizer: keras.optimizers.Optimizer,  # of the discriminator, built
     real_images,  # (B, S, S, 3) float32, noise added
     latents,  # (B, latent_dim) float32 in [-1, 1]; serve both updates
     label_factor,  # scalar float32: the label of the real images
@@ -116,7 +116,6 @@ class FaceGAN(keras.Model):
             make_discriminator(config.image_size, config.width, dtype),
             config,
         )
-        start_moving_statistics(gan.generator, fixed_latents(256, config.latent_dim, config.seed))
         gan.compile()
         return gan
 
@@ -180,8 +179,8 @@ class FaceGAN(keras.Model):
     def generate(self, count: int, seed: int = 0, batch_size: int = 64) -> np.ndarray:
         "(count, S, S, 3) uint8 faces; the same seed gives the same faces."
         latents = fixed_latents(count, self.config.latent_dim, seed)
-        batches = [
+        batches = (
             self.generator(latents[start : start + batch_size], training=False)
             for start in range(0, count, batch_size)
-        ]
-        return to_pixels(np.concatenate([ops.convert_to_numpy(batch) for batch in batches]))
+        )
+        return np.concatenate([to_pixels(ops.convert_to_numpy(batch)) for batch in batches])

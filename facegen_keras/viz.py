@@ -124,7 +124,11 @@ def timelapse(
     return buffer.getvalue()
 
 
-def captioned(frame, caption, max_side):
+def captioned(
+    frame: np.ndarray,  # (H, W, 3) uint8
+    caption: str,
+    max_side: int,  # pixels
+) -> Image.Image:  # with a palette
     "A frame, reduced if it must be, above a white strip with its caption; 256 colours of its own."
     picture = Image.fromarray(frame)
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)

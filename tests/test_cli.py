@@ -49,11 +49,14 @@ def prepare_mistakes(folder):
         archive.writestr("letter.txt", "dear")
     for number in range(3):
         save_image(folder / "three" / f"{number}.png")
+    (folder / "pages").mkdir()
+    for number in range(3):
+        (folder / "pages" / f"{number}.jpg").write_text("<html>not found</html>")
 
 
 MISTAKES = {
     "a path that is not there": (["--data", "nowhere"], "data", "nothing is there"),
-    "an empty folder": (["--data", "empty"], "data", ".jpg"),
+    "an empty folder": (["--data", "empty"], "data", "empty"),
     "a folder with no image": (["--data", "letters"], "data", ".jpg"),
     "a zip that is not a zip": (["--data", "broken.zip"], "data", "zip"),
     "a zip with no image": (["--data", "letters.zip"], "data", ".jpg"),
@@ -67,6 +70,12 @@ MISTAKES = {
     "an unknown option": (["--epochs", "3"], "", "--epochs"),
     "a folder that holds something else": (["--out", "letters"], "out", "new or empty folder"),
     "an out that is a file": (["--out", "broken.zip"], "out", "folder"),
+    "a folder in which nothing can be read": (["--data", "pages", "--set", "batch_size=2"], "data", "facegen check"),
+    "an out inside the data": (["--data", "three", "--out", "three/run", "--set", "batch_size=2"], "out", "outside"),
+    "hours that are no number": (["--hours", "nan"], "hours", "from 0"),
+    "a seed too large": (["--set", "seed=4294967296"], "seed", "4294967295"),
+    "a number too large": (["--set", "epsilon=1" + 400 * "0"], "epsilon", "below 1"),
+    "an out with too long a name": (["--out", 300 * "x"], "out", "choose another"),
     "a crop for other pictures": (["--data", "three", "--set", "crop=article", "--set", "batch_size=2"], "crop", "square"),
 }
 
@@ -97,12 +106,19 @@ def test_a_run_from_start_to_finish(facegen, tmp_path, monkeypatch):
     assert refused.status == 2 and "--yes" in refused.err
     assert contents(tmp_path / "run") == before, "nothing is lost"
 
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages/page.jpg").write_text("<html>not found</html>")
+    mistaken = facegen("train", "--data", "pages", "--out", "run", "--set", "batch_size=2", "--fresh", "--yes")
+    assert mistaken.status == 2 and mistaken.err.count("\n") == 1
+    assert contents(tmp_path / "run") == before, "a mistake does not cost the old run"
+
     grid = facegen("sample", "run", "--count", "9", "--out", "nine.png")
     assert grid.status == 0 and Image.open(tmp_path / "nine.png").size == (3 * 34 + 2,) * 2
     singles = facegen("sample", "run", "--count", "3", "--seed", "5", "--out", "singles/")
     assert singles.status == 0 and len(list((tmp_path / "singles").glob("*.png"))) == 3
     assert "do not exist" in Image.open(tmp_path / "singles/face_00000.png").text["Description"]
-    assert facegen("sample", "run", "--out", "nine.jpg").status == 2
+    for wrong in ("nine.jpg", "nine.png/"):
+        assert facegen("sample", "run", "--out", wrong).status == 2
 
     again = facegen("train", *TINY, "--out", "run", "--set", "width=8", "--fresh", "--yes")
     assert again.status == 0 and json.loads((tmp_path / "run/config.json").read_text())["width"] == 8
@@ -128,6 +144,48 @@ def test_diverging_losses_exit_with_3(facegen, tmp_path, monkeypatch):
     outcome = facegen("train", *TINY, "--out", "run")
     assert outcome.status == 3 and outcome.err.count("\n") == 1 and "not finite" in outcome.err
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "diverged"
+
+
+def test_weights_that_are_not_finite_are_never_saved(facegen, tmp_path, monkeypatch):
+    """NaN in a weight after the last step of an epoch, where no loss shows it yet."""
+    monkeypatch.chdir(tmp_path)
+    import keras
+
+    from facegen_keras import training
+
+    class Poison(training.ShowForecast):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.session.epoch == 2:
+                weight = self.model.generator.trainable_variables[0]
+                weight.assign(keras.ops.full_like(weight, float("nan")))
+
+    monkeypatch.setattr(training, "ShowForecast", Poison)
+    assert facegen("train", *TINY, "--out", "run").status == 3
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["epoch_0001_step_000000.npz"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert facegen("train", *TINY, "--out", "run").status == 0, "the run goes on from the good one"
+
+
+def test_a_log_line_cut_off_by_a_kill_does_not_matter(facegen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert facegen("train", *TINY, "--out", "run").status == 0
+    with open(tmp_path / "run/log.jsonl", "a") as log:
+        log.write('{"kind": "steps", "ep')
+    assert facegen("train", *TINY, "--out", "run", "--set", "epochs=3").status == 0
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+
+
+def test_other_images_are_refused_on_resume(facegen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(5):
+        save_image(tmp_path / f"faces/{number}.png")
+    command = ["train", "--data", "faces", "--out", "run", *TINY, "--set", "batch_size=2", "--set", "limit=none"]
+    assert facegen(*command).status == 0
+    (tmp_path / "faces/4.png").unlink()
+    outcome = facegen(*command)
+    assert outcome.status == 2 and "was trained on other images" in outcome.err and outcome.err.count("\n") == 1
 
 
 def test_check_names_what_cannot_be_used(facegen, tmp_path, monkeypatch):
