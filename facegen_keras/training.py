@@ -633,6 +633,8 @@ def finish(gan: FaceGAN, session: Session) -> None:
             gan.generator.save(Path(folder) / "generator.keras")
             session.run.write("generator.keras", (Path(folder) / "generator.keras").read_bytes())
         write_status(session, "finished")
-        session.report(f"finished: {session.run.directory / 'samples'}")
+        session.report(
+            f"finished: {session.run.directory}, and in it samples, losses.png, timelapse.gif"
+        )
     if session.run.samples():
         session.run.write("timelapse.gif", film(session.run))
