@@ -9,7 +9,7 @@ demo: .venv/runtime  ## train a small GAN on drawn faces, in minutes
 	$(BIN)/facegen train --preset demo
 
 test: .venv/dev test-kaggle  ## everything that must hold; ends with pytest's summary
-	$(BIN)/nbdev_test --n_workers 1 --do_print
+	$(BIN)/nbdev_test --n_workers 1 --do_print  # each page, from its first cell to its last
 	$(BIN)/python -m pytest tests
 
 # Kaggle's image: Python 3.13, TensorFlow 2.20, Keras 3.13.2, and nothing that only development needs.
@@ -18,7 +18,7 @@ test-kaggle:
 	  if "$$p" -c "import venv" 2>/dev/null; then python=$$p; break; fi; done; \
 	if [ -z "$$python" ]; then echo "Kaggle's versions: not tested, no Python 3.13 here"; \
 	else $(MAKE) --no-print-directory .venv-kaggle/ready PYTHON="$$python" && \
-	  .venv-kaggle/bin/python -m pytest -q tests/test_parity.py tests/test_runtime.py; fi
+	  .venv-kaggle/bin/pytest -q tests/test_parity.py tests/test_runtime.py; fi
 
 readme: README.md  ## README.md from nbs/index.ipynb; cells with nbdev directives stay out
 README.md: nbs/index.ipynb

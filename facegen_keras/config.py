@@ -66,26 +66,31 @@ def is_number(value) -> bool:  # finite, and of a size that a float can hold
 
 
 def one_of(*choices) -> Rule:
+    "One of a few values, of their type."
     return Rule("one of " + ", ".join(map(str, choices)),
                 lambda value: type(value) is type(choices[0]) and value in choices)
 
 
 def whole_number(least: int, most: int = 2**32 - 1) -> Rule:
+    "An int, its bounds included."
     return Rule(f"a whole number from {least} to {most}",
                 lambda value: type(value) is int and least <= value <= most)
 
 
 def between(low: float, high: float) -> Rule:
+    "A number, its bounds excluded."
     return Rule(f"a number above {low:g} and below {high:g}",
                 lambda value: is_number(value) and low < value < high)
 
 
 def number_from(low: float, high: float) -> Rule:
+    "A number, its lower bound included."
     return Rule(f"a number from {low:g} up to, but not, {high:g}",
                 lambda value: is_number(value) and low <= value < high)
 
 
 def number_range(low: float, high: float) -> Rule:
+    "A pair of numbers in order, such as (0.9, 1.0)."
     def accepts(value):
         return (type(value) is tuple and len(value) == 2 and all(map(is_number, value))
                 and low <= value[0] <= value[1] <= high)
@@ -136,7 +141,7 @@ class RunConfig:
     )
     noise: str = setting(
         "as_described",
-        "as_described: both are drawn at each step; as_run: once, from the seed, as the article's code did",
+        "as_described: both are drawn at each step; as_run: once, as the article's code did",
         one_of("as_described", "as_run"),
         "A, N",
     )
@@ -164,9 +169,7 @@ class RunConfig:
             object.__setattr__(self, field.name, value)
             rule = field.metadata["rule"]
             if not rule.accepts(value):
-                raise input_error(
-                    field.name, rule.expected, value, f"set {field.name}= to such a value"
-                )
+                raise input_error(field.name, rule.expected, value, "choose such a value")
 
     @classmethod
     def preset(cls, name: str, **changes) -> "RunConfig":
@@ -207,10 +210,7 @@ class RunConfig:
         ]
 
     def _repr_markdown_(self) -> str:
-        rows = [
-            f"| `{name}` | `{value}` | {meaning} | {source} |"
-            for name, value, meaning, source in self.rows()
-        ]
+        rows = ["| `{}` | `{}` | {} | {} |".format(*row) for row in self.rows()]
         return "\n".join(["| setting | value | meaning | source |", "|---|---|---|---|", *rows])
 
 # %% ../nbs/00_config.ipynb #d67e7f88

@@ -59,6 +59,7 @@ def test_a_page_is_small_and_was_run(path):
         for output in cell.get("outputs", []):
             assert output["output_type"] != "error"
             assert output.get("name") != "stderr", "a page shows what a reader should read, not warnings"
+            assert "WARNING" not in "".join(output.get("text", "")), "nor those printed elsewhere"
     if path.stem != "index":
         assert any(cell.get("outputs") for cell in notebook["cells"]), "the page was never run"
 

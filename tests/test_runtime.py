@@ -13,8 +13,10 @@ QUIET = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
 TINY = ["image_size=32", "width=4", "batch_size=8", "limit=16", "epochs=1"]
 
 
-def python(code, **options):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=QUIET, **options)
+def python(code):
+    """Runs code beside the checkout's root, so that what is imported is what is installed."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=QUIET,
+                          cwd=Path(__file__).parent)
 
 
 def test_everything_imports_without_notebook_tools():
