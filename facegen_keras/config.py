@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['any_text', 'optional_count', 'PRESETS', 'InputError', 'input_error', 'TrainingDiverged', 'unknown_name_error', 'Rule',
-           'setting', 'is_number', 'one_of', 'whole_number', 'between', 'number_from', 'number_range', 'RunConfig',
-           'normalise', 'parse_value', 'parse_settings']
+           'setting', 'is_number', 'one_of', 'whole_number', 'between', 'number_from', 'number_range', 'normalise',
+           'Settings', 'RunConfig', 'parse_value', 'parse_settings']
 
 # %% ../nbs/00_config.ipynb #597b578f
 import dataclasses
@@ -102,9 +102,70 @@ optional_count = Rule("none or a whole number from 1 to 10,000,000",
                       lambda value: value is None or type(value) is int and 1 <= value <= 10_000_000)
 
 # %% ../nbs/00_config.ipynb #3d21f7ca
+def normalise(
+    value,  # as given by a caller, by JSON or by the command line
+):  # tuple for a list, str for a path, anything else unchanged
+    "One form for values that have several."
+    if isinstance(value, list):
+        return tuple(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+# %% ../nbs/00_config.ipynb #d84e9d91
+class Settings:
+    "A dataclass of `setting`s: checked when made, the same in JSON, shown as a table."
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = normalise(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            rule = field.metadata["rule"]
+            if not rule.accepts(value):
+                raise input_error(field.name, rule.expected, value, "choose such a value")
+
+    @classmethod
+    def preset(cls, name: str, **changes) -> "Settings":
+        "A named starting point with `changes` laid over it."
+        if name not in PRESETS:
+            raise unknown_name_error("preset", name, list(PRESETS))
+        return cls.from_dict({**PRESETS[name], **changes})
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Settings":
+        "From plain values, such as JSON gives; unknown names are refused."
+        if not isinstance(values, dict):
+            raise input_error("settings", "names with values", values, "write them as in config.json")
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise unknown_name_error("setting", name, known)
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        "Plain values; ranges are tuples."
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        "As written to `config.json`."
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, source: str) -> "Settings":
+        "The inverse of `to_json`."
+        return cls.from_dict(json.loads(source))
+
+    def rows(self) -> list[tuple[str, object, str, str]]:
+        "(name, value, meaning, source) of every setting, to be shown."
+        return [(field.name, getattr(self, field.name), field.metadata["meaning"],
+                 field.metadata["source"]) for field in dataclasses.fields(self)]
+
+    def _repr_markdown_(self) -> str:
+        rows = ["| `{}` | `{}` | {} | {} |".format(*row) for row in self.rows()]
+        return "\n".join(["| setting | value | meaning | source |", "|---|---|---|---|", *rows])
+
+# %% ../nbs/00_config.ipynb #2a6d4fc9
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    "All that determines a training run; frozen, checked when made, the same in JSON."
+class RunConfig(Settings):
+    "All that determines a training run; frozen."
 
     data: str = setting(
         "toy",
@@ -163,73 +224,14 @@ class RunConfig:
         None, "use at most so many images; none: all (toy: 4,000)", optional_count, "P"
     )
 
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = normalise(getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
-            rule = field.metadata["rule"]
-            if not rule.accepts(value):
-                raise input_error(field.name, rule.expected, value, "choose such a value")
-
-    @classmethod
-    def preset(cls, name: str, **changes) -> "RunConfig":
-        "A named starting point with `changes` laid over it."
-        if name not in PRESETS:
-            raise unknown_name_error("preset", name, list(PRESETS))
-        return cls.from_dict({**PRESETS[name], **changes})
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "RunConfig":
-        "From plain values, such as JSON gives; unknown names are refused."
-        if not isinstance(values, dict):
-            raise input_error("settings", "names with values", values, "write them as in config.json")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise unknown_name_error("setting", name, known)
-        return cls(**values)
-
-    def to_dict(self) -> dict:
-        "Plain values; ranges are tuples."
-        return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        "As written to `config.json`."
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, source: str) -> "RunConfig":
-        "The inverse of `to_json`."
-        return cls.from_dict(json.loads(source))
-
-    def rows(self) -> list[tuple[str, object, str, str]]:
-        "(name, value, meaning, source) of every setting, to be shown."
-        return [
-            (field.name, getattr(self, field.name), field.metadata["meaning"], field.metadata["source"])
-            for field in dataclasses.fields(self)
-        ]
-
-    def _repr_markdown_(self) -> str:
-        rows = ["| `{}` | `{}` | {} | {} |".format(*row) for row in self.rows()]
-        return "\n".join(["| setting | value | meaning | source |", "|---|---|---|---|", *rows])
-
-# %% ../nbs/00_config.ipynb #d67e7f88
-def normalise(
-    value,  # as given by a caller, by JSON or by the command line
-):  # tuple for a list, str for a path, anything else unchanged
-    "One form for values that have several."
-    if isinstance(value, list):
-        return tuple(value)
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-# %% ../nbs/00_config.ipynb #916b883e
+# %% ../nbs/00_config.ipynb #ed907cfa
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
     "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=7,
                  d_learning_rate=2e-4, g_learning_rate=4e-4),
 }
 
-# %% ../nbs/00_config.ipynb #45726481
+# %% ../nbs/00_config.ipynb #c91bcd3b
 def parse_value(
     source: str,  # as typed after key=
 ):  # None, bool, int, float, a tuple of these, or the text itself
@@ -246,7 +248,7 @@ def parse_value(
             pass
     return source
 
-# %% ../nbs/00_config.ipynb #c91bcd3b
+# %% ../nbs/00_config.ipynb #fbe0cf18
 def parse_settings(
     assignments: list[str],  # each "key=value"
 ) -> dict:  # setting -> value, ready for `RunConfig.preset`

@@ -277,11 +277,8 @@ class WriteLog(keras.callbacks.Callback):
         lines = session.run.records("steps")
         self.lines = [line for line in lines if line["step"] > session.epoch * session.steps_per_epoch]
         self.start_step, self.start_time = lines[-1]["step"] if lines else 0, time.perf_counter()
-        self.sums = [
-            (sum_, keras.ops.copy(sum_))
-            for tracker in self.model.trackers
-            for sum_ in tracker.variables
-        ]
+        sums = [sum_ for tracker in self.model.trackers for sum_ in tracker.variables]
+        self.sums = [(sum_, keras.ops.copy(sum_)) for sum_ in sums]
 
     def on_epoch_begin(self, epoch, logs=None):
         for variable, value in self.sums:  # `fit` has just reset what the checkpoint brought
@@ -308,7 +305,7 @@ class WriteLog(keras.callbacks.Callback):
         with open(self.session.run.directory / "log.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 
-
+# %% ../nbs/08_training.ipynb #0263a9d0
 def keep_log_until(
     path: Path,  # log.jsonl; need not exist
     step: int,  # lines about later steps go
@@ -318,7 +315,7 @@ def keep_log_until(
         lines = [line for line in read_log(path) if line["step"] <= step]
         write_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
-# %% ../nbs/08_training.ipynb #0263a9d0
+# %% ../nbs/08_training.ipynb #2ed2f6df
 class DrawPictures(keras.callbacks.Callback):
     "Writes a grid and the curves after each epoch."
 
@@ -351,7 +348,7 @@ def film(run: Run, max_side: int = 512) -> bytes:
         frames.append(np.asarray(frame))
     return timelapse(frames, [f"epoch {int(path.stem[6:])}" for path in run.samples()], max_side)
 
-# %% ../nbs/08_training.ipynb #2ed2f6df
+# %% ../nbs/08_training.ipynb #ca873df8
 class StopOnRequest(keras.callbacks.Callback):
     "Ends the session after the step in which a signal came or the hours were used up."
 
@@ -383,7 +380,7 @@ class StopOnRequest(keras.callbacks.Callback):
         while self.previous:
             signal.signal(*self.previous.popitem())
 
-# %% ../nbs/08_training.ipynb #e30d7db8
+# %% ../nbs/08_training.ipynb #f3ac8d31
 class SaveState(keras.callbacks.Callback):
     "Saves after each epoch, and when the session is about to stop."
 
@@ -422,7 +419,7 @@ def write_status(
         "status.json", {"state": state, "epoch": session.epoch, "step": session.step, "reason": reason}
     )
 
-# %% ../nbs/08_training.ipynb #f3ac8d31
+# %% ../nbs/08_training.ipynb #a6b7b271
 ARTICLE_HOURS, ARTICLE_EPOCHS, ARTICLE_STEPS = (
     100,
     60,
@@ -462,7 +459,7 @@ def forecast(session: Session, seconds_per_step: float) -> str:
         f"{ARTICLE_STEPS:,} steps ({ARTICLE_EPOCHS} epochs of 100,000 images at 128x128 on a Tesla K80)"
     )
 
-# %% ../nbs/08_training.ipynb #606de13d
+# %% ../nbs/08_training.ipynb #e0eb3fcd
 class ShowForecast(keras.callbacks.Callback):
     "Measures a few steps after the first, which compiles, and says when the run will be done."
 
@@ -488,7 +485,7 @@ class ShowForecast(keras.callbacks.Callback):
                 )
                 self.steps = None
 
-# %% ../nbs/08_training.ipynb #e0eb3fcd
+# %% ../nbs/08_training.ipynb #0be83e48
 def progress_line(
     line: dict,  # of the log
     epochs: int,  # of the whole run
@@ -529,7 +526,7 @@ class ShowLines(keras.callbacks.Callback):
             self.session.report(progress_line(line, self.session.config.epochs))
             self.said, self.time = line, now
 
-# %% ../nbs/08_training.ipynb #37d36f15
+# %% ../nbs/08_training.ipynb #97f45055
 class ShowBar(keras.callbacks.Callback):
     "A bar on the terminal; what is printed meanwhile appears above it."
 
@@ -556,7 +553,7 @@ class ShowBar(keras.callbacks.Callback):
         "Gives the terminal back, whatever has happened."
         self.bar.stop()
 
-# %% ../nbs/08_training.ipynb #97f45055
+# %% ../nbs/08_training.ipynb #fc888740
 def train(
     config: RunConfig,
     hours: float | None = None,  # stop, saved, after so many hours; None: when it is finished

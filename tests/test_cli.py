@@ -142,7 +142,7 @@ def test_diverging_losses_exit_with_3(facegen, tmp_path, monkeypatch):
 
     monkeypatch.setattr(FaceGAN, "draw_noise", lambda self: (float("nan"), 1.0))
     outcome = facegen("train", *TINY, "--out", "run")
-    assert outcome.status == 3 and outcome.err.count("\n") == 1 and "not finite" in outcome.err
+    assert outcome.status == 3 and outcome.err.count("\n") == 1 and "a loss is not finite" in outcome.err
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "diverged"
 
 
