@@ -6,8 +6,8 @@
 __all__ = ['LINES_PER_EPOCH', 'ARTICLE_HOURS', 'ARTICLE_EPOCHS', 'ARTICLE_STEPS', 'Run', 'read_log', 'open_run', 'delete_run',
            'refuse_another_run', 'image_record', 'environment', 'Session', 'log_line', 'mean_line', 'WriteLog',
            'keep_log_until', 'DrawPictures', 'film', 'StopOnRequest', 'SaveState', 'note_unreadable', 'write_status',
-           'in_words', 'plan', 'forecast', 'ShowForecast', 'progress_line', 'bar_text', 'ShowLines', 'ShowBar', 'train',
-           'run_session', 'finish']
+           'in_words', 'plan', 'forecast', 'ShowForecast', 'progress_line', 'bar_text', 'ShowLines', 'ShowBar',
+           'run_session', 'finish', 'train']
 
 # %% ../nbs/08_training.ipynb #fc1979d2
 import dataclasses
@@ -554,6 +554,49 @@ class ShowBar(keras.callbacks.Callback):
         self.bar.stop()
 
 # %% ../nbs/08_training.ipynb #fc888740
+def run_session(
+    gan: FaceGAN,  # at the place that the session says
+    session: Session,
+    hours: float | None,  # None: until the run is finished
+) -> None:
+    "Trains until the run is finished or something asks it to stop."
+    config = session.config
+    batches = session.faces.batches(config.batch_size, config.seed, config.epochs,
+                                    session.epoch, session.step, config.flip)
+    on_terminal = session.report is print and sys.stdout.isatty()
+    show = ShowBar(session) if on_terminal else ShowLines(session)
+    stop = StopOnRequest(session, hours)
+    callbacks = [WriteLog(session), DrawPictures(session), ShowForecast(session), show, stop,
+                 SaveState(session)]
+    try:
+        gan.fit(batches, steps_per_epoch=session.steps_left, shuffle=False, verbose=0,
+                callbacks=callbacks)
+    except TrainingDiverged as error:
+        write_status(session, "diverged", str(error))
+        raise
+    finally:
+        stop.close()
+        if on_terminal:
+            show.close()
+
+# %% ../nbs/08_training.ipynb #29fd303d
+def finish(gan: FaceGAN, session: Session) -> None:
+    "The result, the last word in `status.json`, and the film."
+    run = session.run
+    if session.steps_left:
+        write_status(session, "paused", session.stop_reason)
+        session.report(f"paused after epoch {session.epoch}, step {session.step}: "
+                       f"{session.stop_reason}; the same command goes on from here")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            gan.generator.save(Path(folder) / "generator.keras")
+            run.write("generator.keras", (Path(folder) / "generator.keras").read_bytes())
+        write_status(session, "finished")
+        session.report(f"finished: {run.directory}, and in it samples, losses.png, timelapse.gif")
+    if run.samples():
+        run.write("timelapse.gif", film(run))
+
+# %% ../nbs/08_training.ipynb #419efa16
 def train(
     config: RunConfig,
     hours: float | None = None,  # stop, saved, after so many hours; None: when it is finished
@@ -563,12 +606,8 @@ def train(
     "Trains a face GAN, from the last checkpoint if the run directory holds one."
     faces = load_faces(config.data, config.image_size, config.crop, config.limit, config.seed)
     if len(faces) < config.batch_size:
-        raise input_error(
-            "batch_size",
-            f"at most the {len(faces)} images of {config.data}",
-            config.batch_size,
-            "set a smaller batch_size or give more images",
-        )
+        raise input_error("batch_size", f"at most the {len(faces)} images of {config.data}",
+                          config.batch_size, "set a smaller batch_size or give more images")
     if hours is not None and not hours >= 0:
         raise input_error("hours", "a number from 0", hours, "leave it out to train to the end")
     require_readable(faces)
@@ -577,61 +616,10 @@ def train(
     if saved := checkpoints(session.run.directory / "checkpoints"):
         session.epoch, session.step = restore_checkpoint(gan, saved[-1])
     else:
-        start_moving_statistics(
-            gan.generator, fixed_latents(config.batch_size, config.latent_dim, config.seed)
-        )
+        latents = fixed_latents(config.batch_size, config.latent_dim, config.seed)
+        start_moving_statistics(gan.generator, latents)
     report(plan(session))
     if session.steps_left:
         run_session(gan, session, hours)
     finish(gan, session)
     return session.run
-
-
-def run_session(gan: FaceGAN, session: Session, hours: float | None) -> None:
-    "Trains until the run is finished or something asks it to stop."
-    config = session.config
-    batches = session.faces.batches(
-        config.batch_size, config.seed, config.epochs, session.epoch, session.step, config.flip
-    )
-    on_terminal = session.report is print and sys.stdout.isatty()
-    show = ShowBar(session) if on_terminal else ShowLines(session)
-    stop = StopOnRequest(session, hours)
-    callbacks = [
-        WriteLog(session),
-        DrawPictures(session),
-        ShowForecast(session),
-        show,
-        stop,
-        SaveState(session),
-    ]
-    try:
-        gan.fit(
-            batches, steps_per_epoch=session.steps_left, shuffle=False, verbose=0, callbacks=callbacks
-        )
-    except TrainingDiverged as error:
-        write_status(session, "diverged", str(error))
-        raise
-    finally:
-        stop.close()
-        if on_terminal:
-            show.close()
-
-
-def finish(gan: FaceGAN, session: Session) -> None:
-    "The result, the last word in `status.json`, and the film."
-    if session.steps_left:
-        write_status(session, "paused", session.stop_reason)
-        session.report(
-            f"paused after epoch {session.epoch}, step {session.step}: {session.stop_reason}; "
-            f"the same command goes on from here"
-        )
-    else:
-        with tempfile.TemporaryDirectory() as folder:  # Keras writes to a path, and not in one piece
-            gan.generator.save(Path(folder) / "generator.keras")
-            session.run.write("generator.keras", (Path(folder) / "generator.keras").read_bytes())
-        write_status(session, "finished")
-        session.report(
-            f"finished: {session.run.directory}, and in it samples, losses.png, timelapse.gif"
-        )
-    if session.run.samples():
-        session.run.write("timelapse.gif", film(session.run))
