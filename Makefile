@@ -7,6 +7,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 demo: .venv/runtime  ## train a small GAN on drawn faces, in minutes
 	$(BIN)/facegen train --preset demo
+	@echo "for the command facegen in this shell: source .venv/bin/activate"
 
 test: .venv/dev test-kaggle  ## everything that must hold; ends with pytest's summary
 	$(BIN)/nbdev_test --n_workers 1 --do_print  # each page, from its first cell to its last

@@ -27,14 +27,14 @@ from facegen_keras.config import (
 # %% ../nbs/10_cli.ipynb #e291f1ca
 @contextlib.contextmanager
 def held_back_stderr():
-    "Holds back what the process writes to stderr, C++ included; shows it when an exception passes."
+    "Holds back what the process writes to stderr, C++ included; shows it when an error passes."
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             held.seek(0)
             os.write(stderr, held.read())
             raise
@@ -46,6 +46,8 @@ def held_back_stderr():
 def start_tensorflow() -> None:
     "Imports TensorFlow and looks for devices, quietly."
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if sys.stderr.isatty():
+        click.echo("starting TensorFlow ...", err=True)
     with held_back_stderr():
         import tensorflow as tf
         tf.config.list_logical_devices()
@@ -73,14 +75,14 @@ def facegen(context):
 )
 @click.option("--out", help="The folder that the run writes.  [default: runs/PRESET]")
 @click.option("--hours", type=click.FloatRange(min=0), help="Stop, saved, after so many hours.")
-@click.option("--fresh", is_flag=True, help="Start over: delete the run in --out (asks for --yes).")
+@click.option("--fresh", is_flag=True, help="Start over: delete the run in --out; needs --yes too.")
 @click.option("--yes", is_flag=True, help="Yes, delete it.")
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Any setting; repeat for more. See facegen settings.",
+    help="Any setting, such as epochs=20; repeat for more. See facegen settings.",
 )
 def train(preset, data, out, hours, fresh, yes, settings):
     "Train a face GAN, or go on with the one in --out."
@@ -90,7 +92,7 @@ def train(preset, data, out, hours, fresh, yes, settings):
         raise input_error(
             "--fresh",
             f"--yes with it, since {config.out} holds a run",
-            "no --yes",
+            "--fresh alone",
             "add --yes to delete that run, or choose another --out",
         )
     start_tensorflow()
@@ -104,8 +106,10 @@ def train(preset, data, out, hours, fresh, yes, settings):
 def settings(preset):
     "List every setting: its value in a preset, and what it means."
     config = RunConfig.preset(preset)
-    for name, value, meaning, _ in config.rows():
-        click.echo(f"{name:<20}{str(value):<16}{meaning}")
+    for name, value, meaning, _, allowed in config.rows():
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+        click.echo(f"{name}={shown}")
+        click.echo(click.wrap_text(f"{meaning}; {allowed}", 78, "    ", "    "))
 
 # %% ../nbs/10_cli.ipynb #3587825d
 @facegen.command()
@@ -170,11 +174,8 @@ def main(
     try:
         facegen(arguments, prog_name="facegen", standalone_mode=False)
     except click.UsageError as error:
-        leave(
-            2,
-            " ".join(error.format_message().split())
-            + "; see facegen --help, and facegen settings for --set",
-        )
+        command = error.ctx.command_path if error.ctx else "facegen"
+        leave(2, " ".join(error.format_message().split()).rstrip(".") + f"; see {command} --help")
     except InputError as error:
         leave(2, " ".join(str(error).split()))
     except click.Abort:

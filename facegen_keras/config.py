@@ -39,8 +39,11 @@ def unknown_name_error(
 ) -> InputError:  # to be raised by the caller
     "An error for a name that does not exist, with the nearest one that does."
     near = difflib.get_close_matches(received, known, n=1)
-    remedy = f"did you mean {near[0]!r}?" if near else "choose one of these"
-    return input_error(what, "one of " + ", ".join(known), received, remedy)
+    if near:
+        return input_error(
+            what, f"a name that exists, such as {near[0]!r}", received, f"did you mean {near[0]!r}?"
+        )
+    return input_error(what, "one of " + ", ".join(known), received, "choose one of these")
 
 # %% ../nbs/00_config.ipynb #013b8010
 @dataclasses.dataclass(frozen=True)
@@ -153,13 +156,21 @@ class Settings:
         "The inverse of `to_json`."
         return cls.from_dict(json.loads(source))
 
-    def rows(self) -> list[tuple[str, object, str, str]]:
-        "(name, value, meaning, source) of every setting, to be shown."
-        return [(field.name, getattr(self, field.name), field.metadata["meaning"],
-                 field.metadata["source"]) for field in dataclasses.fields(self)]
+    def rows(self) -> list[tuple[str, object, str, str, str]]:
+        "(name, value, meaning, source, what is allowed) of every setting, to be shown."
+        return [
+            (
+                field.name,
+                getattr(self, field.name),
+                field.metadata["meaning"],
+                field.metadata["source"],
+                field.metadata["rule"].expected,
+            )
+            for field in dataclasses.fields(self)
+        ]
 
     def _repr_markdown_(self) -> str:
-        rows = ["| `{}` | `{}` | {} | {} |".format(*row) for row in self.rows()]
+        rows = ["| `{}` | `{}` | {} | {} |".format(*row[:4]) for row in self.rows()]
         return "\n".join(["| setting | value | meaning | source |", "|---|---|---|---|", *rows])
 
 # %% ../nbs/00_config.ipynb #2a6d4fc9

@@ -120,6 +120,13 @@ def test_a_run_from_start_to_finish(facegen, tmp_path, monkeypatch):
     for wrong in ("nine.jpg", "nine.png/"):
         assert facegen("sample", "run", "--out", wrong).status == 2
 
+    same = contents(tmp_path / "run")
+    repeated = facegen("train", *TINY, "--out", "run")
+    assert repeated.status == 0 and "nothing left to do after epoch 2" in repeated.out
+    fewer = facegen("train", *TINY, "--out", "run", "--set", "epochs=1")
+    assert fewer.status == 2 and fewer.err.startswith("facegen: epochs: expected at least the 2")
+    assert contents(tmp_path / "run") == same
+
     again = facegen("train", *TINY, "--out", "run", "--set", "width=8", "--fresh", "--yes")
     assert again.status == 0 and json.loads((tmp_path / "run/config.json").read_text())["width"] == 8
 
@@ -181,8 +188,13 @@ def test_other_images_are_refused_on_resume(facegen, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in range(5):
         save_image(tmp_path / f"faces/{number}.png")
+    (tmp_path / "faces/5.png").write_text("<html>not found</html>")
     command = ["train", "--data", "faces", "--out", "run", *TINY, "--set", "batch_size=2", "--set", "limit=none"]
-    assert facegen(*command).status == 0
+    outcome = facegen(*command)
+    assert outcome.status == 0 and "could not be used" in outcome.out
+    assert list(json.loads((tmp_path / "run/quarantine.json").read_text())) == ["5.png"]
+    moved = tmp_path / "faces"
+    assert facegen("train", "--data", moved, *command[3:]).status == 0, "the same images by another path"
     (tmp_path / "faces/4.png").unlink()
     outcome = facegen(*command)
     assert outcome.status == 2 and "was trained on other images" in outcome.err and outcome.err.count("\n") == 1
