@@ -148,7 +148,7 @@ def delete_run(run: Run) -> None:
     for path in (path for pattern in Run.FILES for path in sorted(run.directory.glob(pattern))):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
-
+# %% ../nbs/08_training.ipynb #872f4c70
 def refuse_another_run(
     run: Run,  # that is there
     config: RunConfig,  # that is to be trained; may differ in `epochs` and in where things are
@@ -161,25 +161,17 @@ def refuse_another_run(
         if name not in ("data", "epochs", "out") and now != was:
             raise input_error(f"out: {config.out} holds another run; {name}", repr(was), now, remedy)
     if config.epochs < before.epochs:
-        raise input_error(
-            "epochs",
-            f"at least the {before.epochs} that {config.out} was begun for",
-            config.epochs,
-            f"add --set epochs={before.epochs}, or choose another --out",
-        )
+        raise input_error("epochs", f"at least the {before.epochs} that {config.out} was begun for",
+                          config.epochs, f"add --set epochs={before.epochs}, or choose another --out")
     try:
         images = json.loads((run.directory / "environment.json").read_text())["images"]
     except (OSError, ValueError, KeyError):
         return  # a run that was cut off before it noted them
     if images != image_record(faces):
-        raise input_error(
-            f"out: {config.out} was trained on other images; data",
-            f"the {images['count']:,} of {before.data}",
-            config.data,
-            remedy,
-        )
+        raise input_error(f"out: {config.out} was trained on other images; data",
+                          f"the {images['count']:,} of {before.data}", config.data, remedy)
 
-# %% ../nbs/08_training.ipynb #24f0f22e
+# %% ../nbs/08_training.ipynb #468ed0cb
 def image_record(faces: Faces) -> dict:
     "How many images there are, and a digest of their names in order."
     names = hashlib.sha256("\n".join(map(faces.name, range(len(faces)))).encode())
@@ -198,7 +190,7 @@ def environment(faces: Faces) -> dict:
         "images": image_record(faces),
     }
 
-# %% ../nbs/08_training.ipynb #6ff5b876
+# %% ../nbs/08_training.ipynb #ce98d538
 @dataclasses.dataclass
 class Session:
     "One stretch of training: how far the run is, and why it should stop."
@@ -233,7 +225,7 @@ class Session:
         "Counts one step."
         self.epoch, self.step = divmod(self.steps_done + 1, self.steps_per_epoch)
 
-# %% ../nbs/08_training.ipynb #879a454c
+# %% ../nbs/08_training.ipynb #d6230070
 LINES_PER_EPOCH = 20
 
 
@@ -270,7 +262,7 @@ def mean_line(
     }
     return log_line(session, "epoch", sum(num_steps), sum(line["seconds"] for line in lines), means)
 
-# %% ../nbs/08_training.ipynb #d6230070
+# %% ../nbs/08_training.ipynb #0263a9d0
 class WriteLog(keras.callbacks.Callback):
     "Counts steps and writes `log.jsonl`."
 
@@ -313,7 +305,7 @@ class WriteLog(keras.callbacks.Callback):
         with open(self.session.run.directory / "log.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 
-# %% ../nbs/08_training.ipynb #0263a9d0
+# %% ../nbs/08_training.ipynb #2ed2f6df
 def keep_log_until(
     path: Path,  # log.jsonl; need not exist
     step: int,  # lines about later steps go
@@ -323,7 +315,7 @@ def keep_log_until(
         lines = [line for line in read_log(path) if line["step"] <= step]
         write_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
-# %% ../nbs/08_training.ipynb #2ed2f6df
+# %% ../nbs/08_training.ipynb #ca873df8
 class DrawPictures(keras.callbacks.Callback):
     "Writes a grid and the curves after each epoch."
 
@@ -359,7 +351,7 @@ def film(run: Run, max_side: int = 512) -> bytes:
         frames.append(np.asarray(frame))
     return timelapse(frames, [f"epoch {int(path.stem[6:])}" for path in paths], max_side)
 
-# %% ../nbs/08_training.ipynb #ca873df8
+# %% ../nbs/08_training.ipynb #5ae1e052
 class StopOnRequest(keras.callbacks.Callback):
     "Ends the session after the step in which a signal came or the hours were used up."
 
@@ -391,7 +383,7 @@ class StopOnRequest(keras.callbacks.Callback):
         while self.previous:
             signal.signal(*self.previous.popitem())
 
-# %% ../nbs/08_training.ipynb #f3ac8d31
+# %% ../nbs/08_training.ipynb #a6b7b271
 class SaveState(keras.callbacks.Callback):
     "Saves after each epoch, and when the session is about to stop."
 
@@ -430,12 +422,12 @@ def write_status(
         "status.json", {"state": state, "epoch": session.epoch, "step": session.step, "reason": reason}
     )
 
-# %% ../nbs/08_training.ipynb #a6b7b271
+# %% ../nbs/08_training.ipynb #2b1ae13e
 def say(line: str) -> None:
     "Prints at once, also where the output goes to a file or a pipe that somebody watches."
     print(line, flush=True)
 
-# %% ../nbs/08_training.ipynb #2b1ae13e
+# %% ../nbs/08_training.ipynb #37d36f15
 FEW_STEPS = 500
 ARTICLE_HOURS, ARTICLE_EPOCHS, ARTICLE_STEPS = (
     100,
@@ -482,7 +474,7 @@ def forecast(session: Session, seconds_per_step: float) -> str:
         f"{ARTICLE_HOURS} hours for {ARTICLE_EPOCHS} epochs of 100,000 images)"
     )
 
-# %% ../nbs/08_training.ipynb #0be83e48
+# %% ../nbs/08_training.ipynb #7b869204
 class ShowForecast(keras.callbacks.Callback):
     "Measures a few steps after the first, which compiles, and says when the run will be done."
 
@@ -508,7 +500,7 @@ class ShowForecast(keras.callbacks.Callback):
                 )
                 self.steps = None
 
-# %% ../nbs/08_training.ipynb #7b869204
+# %% ../nbs/08_training.ipynb #31f232eb
 def progress_line(
     line: dict,  # of the log
     epochs: int,  # of the whole run
@@ -550,7 +542,7 @@ class ShowLines(keras.callbacks.Callback):
             self.session.report(progress_line(line, self.session.config.epochs))
             self.said, self.time = line, now
 
-# %% ../nbs/08_training.ipynb #fc888740
+# %% ../nbs/08_training.ipynb #29fd303d
 class ShowBar(keras.callbacks.Callback):
     "A bar on the terminal; what is printed meanwhile appears above it."
 
@@ -579,7 +571,7 @@ class ShowBar(keras.callbacks.Callback):
         "Gives the terminal back, whatever has happened."
         self.bar.stop()
 
-# %% ../nbs/08_training.ipynb #29fd303d
+# %% ../nbs/08_training.ipynb #419efa16
 def run_session(
     gan: FaceGAN,  # at the place that the session says
     session: Session,
@@ -606,7 +598,7 @@ def run_session(
         if on_terminal:
             show.close()
 
-# %% ../nbs/08_training.ipynb #419efa16
+# %% ../nbs/08_training.ipynb #1854cce3
 def finish(gan: FaceGAN, session: Session) -> None:
     "The result, the last word in `status.json`, and the film."
     run, finished = session.run, session.steps_left == 0
@@ -628,7 +620,7 @@ def finish(gan: FaceGAN, session: Session) -> None:
         f"the same command goes on from here"
     )
 
-# %% ../nbs/08_training.ipynb #1854cce3
+# %% ../nbs/08_training.ipynb #9fddb393
 def train(
     config: RunConfig,
     hours: float | None = None,  # stop, saved, after so many hours; None: when it is finished
