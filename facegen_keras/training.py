@@ -40,7 +40,7 @@ from facegen_keras.checkpoint import (
     save_checkpoint,
     write_file,
 )
-from .config import InputError, RunConfig, TrainingDiverged, input_error
+from .config import RunConfig, TrainingDiverged, input_error
 from .faces import Faces, load_faces, require_readable, spread
 from .gan import FaceGAN, fixed_latents, start_moving_statistics
 from .viz import figure_to_png, image_grid, loss_curves, timelapse, to_png
@@ -429,11 +429,8 @@ def say(line: str) -> None:
 
 # %% ../nbs/08_training.ipynb #37d36f15
 FEW_STEPS = 500
-ARTICLE_HOURS, ARTICLE_EPOCHS, ARTICLE_STEPS = (
-    100,
-    60,
-    93_720,
-)  # 60 epochs of 1,562 steps on a Tesla K80
+ARTICLE_HOURS, ARTICLE_EPOCHS = 100, 60  # on a Tesla K80
+ARTICLE_STEPS = ARTICLE_EPOCHS * 1_562  # of 64 images
 
 
 def in_words(seconds: float) -> str:

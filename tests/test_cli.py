@@ -1,11 +1,9 @@
 """The command as a user meets it: what it refuses, in one line, with nothing written; what it leaves behind."""
 
-import io
 import json
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
