@@ -9,15 +9,8 @@ __all__ = ['PLACES']
 # %% ../nbs/index.ipynb #1c4ea0f5
 import importlib
 
-PLACES = {
-    "RunConfig": "config",
-    "load_faces": "faces",
-    "make_generator": "networks",
-    "make_discriminator": "networks",
-    "FaceGAN": "gan",
-    "Run": "training",
-    "train": "training",
-}
+PLACES = {"RunConfig": "config", "load_faces": "faces", "make_generator": "networks",
+          "make_discriminator": "networks", "FaceGAN": "gan", "Run": "training", "train": "training"}
 __all__ = list(PLACES)
 
 

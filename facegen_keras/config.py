@@ -29,7 +29,7 @@ def input_error(
 
 # %% ../nbs/00_config.ipynb #7c857ac1
 class TrainingDiverged(RuntimeError):
-    "A loss is no longer a finite number; the last checkpoint is from before that."
+    "A loss or a weight is no longer a finite number; the last checkpoint is from before that."
 
 # %% ../nbs/00_config.ipynb #8ebbeec6
 def unknown_name_error(
@@ -233,6 +233,15 @@ class RunConfig(Settings):
     )
     limit: int | None = setting(
         None, "use at most so many images; none: all (toy: 4,000)", optional_count, "P"
+    )
+    max_bad: float = setting(
+        0.01,
+        "the run stops if more than this share of the images cannot be used",
+        number_from(0, 1),
+        "P",
+    )
+    save_minutes: float = setting(
+        5, "save at least so often, minutes; 0: after each step", number_from(0, 10_000), "P"
     )
 
 # %% ../nbs/00_config.ipynb #ed907cfa

@@ -1,0 +1,50 @@
+"""One session of a run in a process of its own, which may kill itself: python killed_run.py CONFIG [POINT COUNT AFTER]."""
+
+import os
+import signal
+import sys
+
+from facegen_keras import RunConfig, checkpoint, training
+
+POINTS = {  # what a session does: where the function is that does it
+    "write a piece of a checkpoint": (checkpoint.DigestingFile, "write"),
+    "push to the disk": (os, "fsync"),
+    "rename": (os, "replace"),
+    "delete": (os, "unlink"),
+    "draw a picture": (training, "to_png"),
+    "make the film": (training, "film"),
+    "add a line to a log": (training.Run, "append"),
+    "take a step": (training.WriteLog, "on_train_batch_end"),
+}
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def append_half_a_line(run, name, record):
+    with open(run.directory / name, "a") as file:
+        file.write(str(record)[:20])
+
+
+def kill_at(point, count, after):
+    """Dies at the count-th time that it comes to the point: before or after it, or in mid-line."""
+    owner, name = POINTS[point]
+    original, left = getattr(owner, name), count
+
+    def counted(*arguments, **options):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            if after:
+                (append_half_a_line if name == "append" else original)(*arguments, **options)
+            die()
+        return original(*arguments, **options)
+
+    setattr(owner, name, counted)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        kill_at(sys.argv[2], int(sys.argv[3]), sys.argv[4] == "True")
+    training.train(RunConfig.from_json(sys.argv[1]))

@@ -1,0 +1,141 @@
+"""Training on what cannot be trained on: bad pictures left out and named, too many refused, changes survived."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from bad_pictures import make_bad_folder
+from PIL import Image
+
+from facegen_keras import RunConfig, training
+from facegen_keras.cli import main
+from facegen_keras.config import InputError
+from facegen_keras.training import Run, train
+
+SILENT = dict(report=lambda line: None)
+
+
+def make_faces(folder, count):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03}.png")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Forty pictures, of which one may go bad without stopping anything."""
+    return RunConfig.preset("demo", data=make_faces(tmp_path / "faces", 40), out=tmp_path / "run", image_size=32, width=4,
+                            batch_size=4, epochs=2, max_bad=0.03)
+
+
+def quarantine(run):
+    path = run.directory / "quarantine.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def at_step(monkeypatch, step, action):
+    class Meanwhile(training.ShowForecast):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.session.steps_done == step:
+                action()
+
+    monkeypatch.setattr(training, "ShowForecast", Meanwhile)
+
+
+def test_every_kind_of_bad_file_is_named_and_training_finishes(tmp_path, capfd):
+    expected = make_bad_folder(tmp_path / "faces")
+    assert len(expected) >= 25
+    settings = ["image_size=32", "width=4", "batch_size=2", "epochs=2", "max_bad=0.95"]
+    arguments = ["train", "--data", str(tmp_path / "faces"), "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, *(word for setting in settings for word in ("--set", setting))])
+    out = capfd.readouterr().out
+    assert ended.value.code == 0 and f"{len(expected)} of {len(expected) + 4} images cannot be used" in out
+    run = Run(tmp_path / "run")
+    found = quarantine(run)
+    assert found.keys() == expected.keys()
+    assert [name for name, reason in expected.items() if reason not in found[name]] == []
+    assert run.status["state"] == "finished" and run.records("epoch")[-1]["step"] == 4, "two batches of the four good ones"
+
+
+def test_more_than_max_bad_is_refused_before_anything_is_written(config, tmp_path, capfd):
+    for number in range(2):
+        (tmp_path / f"faces/{number:03}.png").write_bytes(b"<html>")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--data", config.data, "--out", config.out, "--set", "batch_size=4"])
+    err = capfd.readouterr().err
+    assert ended.value.code == 2 and err.count("\n") == 1 and not Run(config.out).directory.exists()
+    assert "at most 1.00% of the images to be bad (max_bad), got '2 of 40, such as 000.png: HTML" in err
+
+
+def test_a_picture_that_vanishes_or_changes_in_mid_run_is_done_without(config, monkeypatch, tmp_path):
+    generous = dataclasses.replace(config, max_bad=0.1)
+
+    def change():
+        (tmp_path / "faces/007.png").unlink()
+        (tmp_path / "faces/011.png").write_bytes((tmp_path / "faces/012.png").read_bytes())
+
+    at_step(monkeypatch, 3, change)
+    lines = []
+    run = train(generous, report=lines.append)
+    assert run.status["state"] == "finished" and run.records("epoch")[-1]["step"] == 20
+    assert quarantine(run)["011.png"] == "changed since it was checked" and set(quarantine(run)) == {"007.png", "011.png"}
+    assert any("2 images could not be used" in line for line in lines)
+
+
+def test_a_picture_that_vanished_between_sessions_keeps_its_place(config, tmp_path):
+    """The order of the others is as it was, so the run goes on from where it is."""
+    train(config, hours=0, **SILENT)
+    (tmp_path / "faces/020.png").unlink()
+    make_faces(tmp_path / "new", 41)
+    shutil.copy(tmp_path / "new/040.png", tmp_path / "faces/new.png")
+    lines = []
+    run = train(config, report=lines.append)
+    assert run.status["state"] == "finished" and quarantine(run) == {"020.png": "no longer there"}
+    assert "1 images are new since the run began and are not used" in lines
+
+
+def test_a_folder_that_moved_is_the_same(config, tmp_path):
+    train(config, hours=0, **SILENT)
+    (tmp_path / "faces").rename(tmp_path / "elsewhere")
+    assert train(dataclasses.replace(config, data=tmp_path / "elsewhere"), **SILENT).status["state"] == "finished"
+
+
+def test_other_pictures_are_refused_on_going_on(config, tmp_path):
+    train(config, hours=0, **SILENT)
+    for number in (1, 2, 3):
+        (tmp_path / f"faces/{number:03}.png").unlink()
+    with pytest.raises(InputError, match="was trained on other images; data: expected the 40 of"):
+        train(config, **SILENT)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_too_many_that_vanish_in_mid_run_stop_it_and_it_goes_on_when_they_are_back(config, monkeypatch, tmp_path, everything):
+    whole = train(dataclasses.replace(config, out=tmp_path / "whole"), **SILENT)
+    faces, aside = tmp_path / "faces", tmp_path / "aside"
+    aside.mkdir()
+
+    def vanish():
+        for number in range(0 if everything else 20, 40):
+            (faces / f"{number:03}.png").rename(aside / f"{number:03}.png")
+
+    at_step(monkeypatch, 3, vanish)
+    slow = dataclasses.replace(config, save_minutes=0)
+    with pytest.raises(InputError, match="to be bad"):
+        train(slow, **SILENT)
+    monkeypatch.undo()
+    assert Run(config.out).status["state"] == "paused"
+    shutil.copytree(aside, faces, dirs_exist_ok=True)
+    run = train(slow, **SILENT)
+    assert run.status["state"] == "finished"
+    assert [line["step"] for line in run.records("epoch")] == [line["step"] for line in whole.records("epoch")]
+
+
+def test_duplicates_are_used_once(config, tmp_path):
+    shutil.copy(tmp_path / "faces/005.png", tmp_path / "faces/zzz.png")
+    run = train(config, hours=0, **SILENT)
+    assert quarantine(run) == {"zzz.png": "the same bytes as 005.png"} and run.read("environment.json")["images"] == 40

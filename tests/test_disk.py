@@ -1,0 +1,337 @@
+"""Disks that are full, read-only or forgetful, runs in use, and run directories from strangers."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from facegen_keras import RunConfig, checkpoint, training
+from facegen_keras.checkpoint import Place, checkpoints, read_state, restore_newest, save_checkpoint
+from facegen_keras.config import InputError
+from facegen_keras.gan import FaceGAN
+from facegen_keras.training import Run, train
+
+SILENT = dict(report=lambda line: None)
+TINY = RunConfig.preset("demo", image_size=32, width=4, batch_size=8, limit=40, epochs=4)
+SCRIPT = Path(__file__).parent / "killed_run.py"
+
+
+@pytest.fixture(scope="module")
+def gan():
+    return FaceGAN.from_run_config(TINY)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 12 MB; `small_disk("size=20m")` changes it, "ro" lays a read-only view over it, "rw" takes that away."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", disk], capture_output=True).returncode:
+        pytest.skip("no file system may be mounted here")
+
+    def change(option):
+        commands = {"ro": [["mount", "--bind", disk, disk], ["mount", "-o", "remount,ro,bind", disk]], "rw": [["umount", disk]]}
+        for command in commands.get(option, [["mount", "-o", f"remount,{option}", disk]]):
+            subprocess.run(command, check=True)
+
+    change.path = disk
+    yield change
+    while subprocess.run(["umount", "--lazy", disk], capture_output=True).returncode == 0:
+        pass
+
+
+def outcome(run):
+    return [checkpoints(run.directory / "checkpoints")[-1].read_bytes(), (run.directory / "log.jsonl").read_bytes(),
+            *(path.read_bytes() for path in run.samples())]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """How a run ends that nothing happened to."""
+    return outcome(train(dataclasses.replace(TINY, out=tmp_path_factory.mktemp("unbroken") / "run"), **SILENT))
+
+
+def sizes_of_writes(gan, folder):
+    """How long the file of a checkpoint is before each of its writes."""
+    sizes, original = [], checkpoint.DigestingFile.write
+
+    def write(self, data):
+        sizes.append(sizes[-1] + len(memoryview(data).cast("B")) if sizes else len(memoryview(data).cast("B")))
+        return original(self, data)
+
+    checkpoint.DigestingFile.write = write
+    try:
+        path = save_checkpoint(gan, folder, Place(1))
+    finally:
+        checkpoint.DigestingFile.write = original
+    assert sizes[-1] == path.stat().st_size - checkpoint.DIGEST_BYTES
+    return [0, *sizes, path.stat().st_size - 1]
+
+
+@contextlib.contextmanager
+def largest_file(num_bytes):
+    """No file may become longer, as with a quota: writing on is an OSError."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def assert_only_the_first_is_there(gan, folder, first):
+    assert [path.read_bytes() for path in folder.iterdir()] == [first]
+    assert restore_newest(gan, folder) == Place(1)
+
+
+def test_no_space_at_any_write_of_a_checkpoint_keeps_the_one_before(gan, tmp_path):
+    folder = tmp_path / "checkpoints"
+    limits = sizes_of_writes(gan, folder)
+    first = checkpoints(folder)[0].read_bytes()
+    assert len(limits) > 100
+    for limit in limits:
+        with largest_file(limit), pytest.raises(OSError, match="too large"):
+            save_checkpoint(gan, folder, Place(2))
+        assert [path.read_bytes() for path in folder.iterdir()] == [first], limit
+    assert_only_the_first_is_there(gan, folder, first)
+    with largest_file(limits[-1] + 1):
+        save_checkpoint(gan, folder, Place(2))
+    assert restore_newest(gan, folder) == Place(2)
+
+
+def test_a_full_disk_at_any_block_of_a_checkpoint_keeps_the_one_before(gan, small_disk):
+    folder = small_disk.path / "checkpoints"
+    size = save_checkpoint(gan, folder, Place(1)).stat().st_size
+    first = checkpoints(folder)[0].read_bytes()
+    room = shutil.disk_usage(small_disk.path).free
+    filler = small_disk.path / "filler"
+    for left in [*range(0, size - 4096, 20 * 4096), *range(size - 10 * 4096, size - 4096, 4096)]:
+        filler.write_bytes(bytes(room - left))
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(gan, folder, Place(2))
+        filler.unlink()
+        assert_only_the_first_is_there(gan, folder, first)
+    save_checkpoint(gan, folder, Place(2))
+    assert restore_newest(gan, folder) == Place(2)
+
+
+def test_a_disk_that_fills_up_pauses_the_run_and_room_lets_it_go_on(small_disk, unbroken):
+    config = dataclasses.replace(TINY, out=small_disk.path / "run", save_minutes=0)
+    filler, lines, wrote = small_disk.path / "filler", [], []
+
+    class Fill(training.StopInTime):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            if self.session.steps_done == 7:
+                filler.write_bytes(bytes(shutil.disk_usage(small_disk.path).free - 200_000))
+                wrote.append(True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "StopInTime", Fill)
+        run = train(config, report=lines.append)
+    assert wrote and run.status["state"] == "paused" and "No space left" in run.status["reason"]
+    assert any("not saved, the checkpoint before this one is kept" in line for line in lines)
+    assert (run.status["epoch"], run.status["step"]) == (1, 1), "the last state that was saved"
+    filler.unlink()
+    small_disk("size=20m")
+    assert outcome(train(config, **SILENT)) == unbroken
+
+
+def test_a_disk_too_small_is_found_out_at_once(small_disk):
+    (small_disk.path / "filler").write_bytes(bytes(shutil.disk_usage(small_disk.path).free - 200_000))
+    with pytest.raises(InputError, match="^out: expected a disk with room for a checkpoint"):
+        train(dataclasses.replace(TINY, out=small_disk.path / "run"), **SILENT)
+
+
+def test_a_disk_that_turns_read_only_pauses_the_run(small_disk, unbroken):
+    config = dataclasses.replace(TINY, out=small_disk.path / "run", save_minutes=0)
+    lines = []
+
+    class Turn(training.StopInTime):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            if self.session.steps_done == 8:
+                small_disk("ro")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "StopInTime", Turn)
+        run = train(config, report=lines.append)
+    assert any("Read-only" in line for line in lines) and "paused after epoch 1, step 2" in lines[-1]
+    before = sorted(path.read_bytes() for path in run.directory.rglob("*") if path.is_file())
+    with pytest.raises(InputError, match="a folder that can be written"):
+        train(config, **SILENT)
+    assert sorted(path.read_bytes() for path in run.directory.rglob("*") if path.is_file()) == before
+    small_disk("rw")
+    assert outcome(train(config, **SILENT)) == unbroken
+
+
+def test_a_flipped_bit_anywhere_is_noticed_and_the_one_before_is_used(gan, tmp_path):
+    folder = tmp_path / "checkpoints"
+    for epoch in (1, 2):
+        save_checkpoint(gan, folder, Place(epoch))
+    newest, lines = checkpoints(folder)[-1], []
+    whole, chance = newest.read_bytes(), random.Random(0)
+    structure = range(len(whole) - 400, len(whole))  # the end of the table of contents, and the digest
+    for place in [*range(0, 60, 3), *structure[::4], *(chance.randrange(len(whole)) for _ in range(60))]:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << chance.randrange(8)
+        newest.write_bytes(flipped)
+        assert restore_newest(gan, folder, lines.append) == Place(1), place
+        assert lines.pop() == "epoch_0002_step_000000.npz is damaged: its content is not what was written; passed over"
+    for length in (0, 1, 31, 32, 33, len(whole) // 2, len(whole) - 1):
+        newest.write_bytes(whole[:length])
+        assert restore_newest(gan, folder, lines.append) == Place(1)
+    newest.write_bytes(whole)
+    assert restore_newest(gan, folder) == Place(2)
+
+
+@pytest.fixture
+def paused(tmp_path):
+    config = dataclasses.replace(TINY, out=tmp_path / "run", save_minutes=0)
+
+    class Stop(training.StopInTime):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.session.steps_done == 9:
+                self.session.stop_reason = "for a test"
+            super().on_train_batch_end(batch, logs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "StopInTime", Stop)
+        assert train(config, **SILENT).status["step"] == 4
+    return config
+
+
+def test_a_run_recovers_from_the_checkpoint_before(paused, unbroken):
+    run, lines = Run(paused.out), []
+    newest = checkpoints(run.directory / "checkpoints")[-1]
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 3] ^= 16
+    newest.write_bytes(damaged)
+    assert outcome(train(paused, report=lines.append)) == unbroken
+    assert newest.name in lines[0] and "passed over" in lines[0] and "after epoch 1, step 3" in lines[1]
+
+
+@pytest.mark.parametrize("name", ["status.json", "environment.json", "images.json.gz", "speed.jsonl", "losses.png",
+                                  "timelapse.gif", "samples/epoch_0001.png"])
+def test_no_other_file_is_needed_to_go_on(paused, unbroken, name):
+    path = Run(paused.out).directory / name
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    path.write_bytes(damaged)
+    result = outcome(train(paused, **SILENT))
+    if name.startswith("samples"):  # the picture itself cannot come back: its weights are gone
+        assert result[:3] + result[4:] == unbroken[:3] + unbroken[4:]
+    else:
+        assert result == unbroken
+
+
+def test_checkpoints_that_are_gone_or_all_damaged_are_not_passed_over_in_silence(paused):
+    folder = Run(paused.out).directory / "checkpoints"
+    for path in checkpoints(folder):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="^checkpoints: expected one that is whole, got '3 that are damaged"):
+        train(paused, **SILENT)
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match="^checkpoints: expected one at epoch 1, step 4"):
+        train(paused, **SILENT)
+
+
+def test_a_run_in_use_is_refused_and_a_dead_processs_lock_does_not_count(tmp_path):
+    config = dataclasses.replace(TINY, out=tmp_path / "run", epochs=10_000)
+    process = subprocess.Popen([sys.executable, SCRIPT, config.to_json()], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("measured"):
+            break
+    with pytest.raises(InputError, match="^out: expected a run that no other process is training"):
+        train(config, **SILENT)
+    with pytest.raises(InputError, match="no other process"):
+        train(config, fresh=True, **SILENT)
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    assert Run(config.out).status["state"] == "running", "nobody was left to say otherwise"
+    lines = []
+    assert train(config, hours=0, report=lines.append).status["state"] == "paused"
+    assert "ended by force" in lines[0]
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def strangers_checkpoint(path, **arrays):
+    np.savez(path, allow_pickle=True, **arrays)
+    path.write_bytes((content := path.read_bytes()) + hashlib.sha256(content).digest())
+
+
+def test_a_strangers_checkpoint_runs_no_code(gan, tmp_path):
+    run, trap = tmp_path / "run", tmp_path / "trap"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.json").write_text(TINY.to_json())
+    path = run / "checkpoints/epoch_0001_step_000000.npz"
+    array = np.array([Bomb(trap)], object)
+    strangers_checkpoint(path, place=np.array(Place(1)), **{**read_state(gan), "random/000/seed_generator_state": array})
+    with pytest.raises(InputError, match="checkpoints: expected one that is whole"):
+        FaceGAN.load(run)
+    assert not trap.exists()
+    np.load(path, allow_pickle=True)["random/000/seed_generator_state"]
+    assert trap.exists(), "the trap works where it is let"
+    strangers_checkpoint(path, place=np.array(Place(1)), other=np.zeros(3))
+    with pytest.raises(InputError, match="^checkpoint: expected"):
+        FaceGAN.load(run)
+    path.write_bytes((content := pickle.dumps(Bomb(tmp_path / "second"))) + hashlib.sha256(content).digest())
+    with pytest.raises(InputError):
+        FaceGAN.load(run)
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_strangers_generator_runs_no_code(gan, tmp_path):
+    trap = tmp_path / "trap"
+    (tmp_path / "config.json").write_text(TINY.to_json())
+    layers = [keras.Input((TINY.latent_dim,)), keras.layers.Lambda(lambda x: (os.mkdir(str(trap)), x)[1])]
+    with contextlib.suppress(Exception):
+        keras.Sequential(layers).save(tmp_path / "generator.keras")
+    assert (tmp_path / "generator.keras").exists()
+    shutil.rmtree(trap, ignore_errors=True)
+    with pytest.raises(InputError, match="expected a generator of this config"):
+        FaceGAN.load(tmp_path)
+    assert not trap.exists()
+
+
+def test_a_strangers_run_writes_nothing_outside_its_folder(paused, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "diary.txt").write_text("dear")
+    run = Run(paused.out).directory
+    for name, target in (("samples", outside), ("log.jsonl", outside / "diary.txt"), ("lock", outside / "diary.txt")):
+        kept = run / f"kept {name}"
+        (run / name).rename(kept)
+        (run / name).symlink_to(target)
+        for fresh in (False, True):
+            with pytest.raises(InputError, match=f"{name} no link"):
+                train(paused, fresh=fresh, **SILENT)
+        (run / name).unlink()
+        kept.rename(run / name)
+    (run / "samples/epoch_0002.png.part").symlink_to(outside / "diary.txt")
+    config = json.loads((run / "config.json").read_text()) | {"out": str(outside / "run")}
+    (run / "config.json").write_text(json.dumps(config))
+    assert train(paused, **SILENT).status["state"] == "finished"
+    assert [path.name for path in outside.iterdir()] == ["diary.txt"] and (outside / "diary.txt").read_text() == "dear"

@@ -1,0 +1,128 @@
+"""Losses and weights that are no numbers, and generators that make one face of every latent vector."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from facegen_keras import RunConfig, load_faces, training
+from facegen_keras.checkpoint import checkpoints, restore_newest
+from facegen_keras.config import TrainingDiverged
+from facegen_keras.gan import FaceGAN
+from facegen_keras.training import Run, train
+
+SILENT = dict(report=lambda line: None)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return RunConfig.preset("demo", image_size=32, width=4, batch_size=8, limit=64, epochs=3, save_minutes=0,
+                            out=tmp_path / "run")
+
+
+def poison(monkeypatch, when, network="generator", which="trainable_variables", value=np.nan):
+    """Makes a weight no number before the steps for which `when(steps_done, model)` is true."""
+
+    class Poison(training.ShowForecast):
+        def on_train_batch_begin(self, batch, logs=None):
+            if when(self.session.steps_done, self.model):
+                weight = getattr(getattr(self.model, network), which)[0]
+                weight.assign(keras.ops.full_like(weight, value))
+
+    monkeypatch.setattr(training, "ShowForecast", Poison)
+
+
+def once(step):
+    fired = []
+    return lambda steps_done, model: steps_done == step and not fired and not fired.append(True)
+
+
+WEIGHTS = {
+    "NaN in the generator": dict(network="generator", value=np.nan),
+    "infinity in the discriminator": dict(network="discriminator", value=np.inf),
+    "NaN in a moving statistic, which no loss shows": dict(network="generator", which="non_trainable_variables"),
+}
+
+
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+def test_one_bad_weight_is_recovered_from(config, monkeypatch, weight):
+    poison(monkeypatch, once(13), **weight)
+    lines = []
+    run = train(config, report=lines.append)
+    assert run.status["state"] == "finished" and run.status["epoch"] == 3
+    [recovery] = run.records("recovery")
+    assert recovery["step"] == 13 and recovery["noticed_at_step"] == 14, "one logging interval, here one step"
+    assert "not finite" in recovery["reason"] and any("(1 of 3)" in line for line in lines)
+    assert [line["step"] for line in run.records("steps")] == list(range(1, 25))
+    with np.load(checkpoints(run.directory / "checkpoints")[-1]) as state:
+        assert all(np.isfinite(state[name]).all() for name in state.files)
+
+
+def test_it_goes_on_with_other_random_numbers(config, monkeypatch, tmp_path):
+    whole = train(config, **SILENT)
+    poison(monkeypatch, once(13))
+    recovered = train(dataclasses.replace(config, out=tmp_path / "recovered"), **SILENT)
+    noise = [[line["noise_std"] for line in run.records("steps")] for run in (whole, recovered)]
+    assert noise[0][:13] == noise[1][:13] and not set(noise[0][13:]) & set(noise[1][13:])
+
+
+def test_again_and_again_stops_after_three_with_the_good_state_kept(config, monkeypatch):
+    poison(monkeypatch, lambda steps_done, model: steps_done == 13)
+    with pytest.raises(TrainingDiverged, match="went back 3 times in vain"):
+        train(config, **SILENT)
+    run = Run(config.out)
+    assert len(run.records("recovery")) == 3
+    assert run.status["state"] == "diverged" and (run.status["epoch"], run.status["step"]) == (1, 5)
+    assert "learning_rate" in run.status["reason"]
+    gan = FaceGAN.from_run_config(config)
+    place = restore_newest(gan, run.directory / "checkpoints")
+    assert (place.epoch, place.step) == (1, 5) and training.weights_are_finite(gan)
+    monkeypatch.undo()
+    assert train(config, **SILENT).status["state"] == "finished", "and it can be gone on from"
+
+
+def test_a_kill_between_going_back_and_saving_changes_nothing(config, monkeypatch):
+    """The record and the random numbers belong together, whatever of it was written."""
+
+    def with_these_numbers(steps_done, model):
+        return steps_done == 13 and int(model.seed_generator.state[0]) == config.seed
+
+    poison(monkeypatch, with_these_numbers)
+    run = train(config, **SILENT)
+    expected = (run.directory / "log.jsonl").read_bytes()
+    original = training.save
+
+    def killed(gan, session):
+        if session.run.records("recovery"):
+            raise KeyboardInterrupt  # stands for a kill: nothing is saved after it
+        original(gan, session)
+
+    monkeypatch.setattr(training, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, fresh=True, **SILENT)
+    assert len(run.records("recovery")) == 1, "on record, and not saved"
+    monkeypatch.setattr(training, "save", original)
+    train(config, **SILENT)
+    assert (run.directory / "log.jsonl").read_bytes() == expected
+
+
+def test_collapse_is_warned_about_in_the_log(config, monkeypatch):
+    monkeypatch.setattr(training, "FEW_STEPS", 10)
+    original = FaceGAN.generate
+    monkeypatch.setattr(FaceGAN, "generate", lambda self, count, seed=0: original(self, 1, seed).repeat(count, axis=0))
+    lines = []
+    run = train(config, report=lines.append)
+    warned = ["warning" in record for record in run.records("samples")]
+    assert warned == [False, True, True], "too early to tell after 8 steps"
+    assert sum("collapse: faces" in line for line in lines) == 2
+    monkeypatch.setattr(FaceGAN, "generate", lambda self, count, seed=0: drawn_faces(count))
+    varied = train(config, fresh=True, **SILENT)
+    assert not any("warning" in record for record in varied.records("samples"))
+    assert json.loads((run.directory / "log.jsonl").read_text().splitlines()[-1])["variety"] > 0.5
+
+
+def drawn_faces(count):
+    faces = load_faces("toy", 32, limit=count)
+    return np.stack([faces[index] for index in range(count)])

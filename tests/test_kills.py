@@ -1,0 +1,74 @@
+"""A run that is killed at any moment, any number of times, ends like one that was never stopped: byte for byte."""
+
+import dataclasses
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from killed_run import POINTS
+
+from facegen_keras import RunConfig
+from facegen_keras.checkpoint import checkpoints
+from facegen_keras.training import Run
+
+KILLS = int(os.environ.get("FACEGEN_KILLS", 3))  # of each of two runs; the closing notes speak of 40
+SCRIPT = Path(__file__).parent / "killed_run.py"
+
+
+def session(config, *kill):
+    command = [sys.executable, SCRIPT, config.to_json(), *map(str, kill)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def outcome(directory):
+    """What must be the same: the whole state with its place, the log, the pictures."""
+    run = Run(directory)
+    return {"state": checkpoints(run.directory / "checkpoints")[-1].read_bytes(),
+            "log": (run.directory / "log.jsonl").read_text(),
+            **{path.name: path.read_bytes() for path in run.samples()}}
+
+
+def kill_at_a_random_time(config, chance):
+    """Waits until the session has begun to work, and then for anything between nothing and three seconds."""
+    process = session(config)
+    process.stdout.readline()
+    time.sleep(3 * chance.random() ** 2)
+    process.kill()
+    return process
+
+
+def kill_at_a_random_point(config, chance):
+    """Up to two steps further, with luck in the middle of something."""
+    point = chance.choice(sorted(POINTS))
+    pieces = {"write a piece of a checkpoint": 400, "push to the disk": 12, "rename": 4, "add a line to a log": 6,
+              "take a step": 3, "delete": 10}
+    return session(config, point, chance.randint(1, pieces.get(point, 1)), chance.random() < 0.5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_runs_end_like_an_unbroken_one(tmp_path, seed):
+    chance = random.Random(seed)
+    config = RunConfig.preset("demo", image_size=32, width=4, batch_size=8, limit=48, epochs=max(4, KILLS // 3), seed=seed,
+                              save_minutes=0, out=tmp_path / "unbroken")
+    assert session(config).wait() == 0
+    killed = dataclasses.replace(config, out=tmp_path / "killed")
+    kills = []
+    for _ in range(3 * KILLS):
+        if len(kills) == KILLS:
+            break
+        often = dataclasses.replace(killed, save_minutes=chance.choice([0, 0, 0, 5]))
+        process = chance.choice([kill_at_a_random_time, kill_at_a_random_point])(often, chance)
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode in (0, -9), output
+        kills += ["killed"] if process.returncode == -9 else []
+    assert len(kills) == KILLS, "the run was over too soon to be killed so often"
+    assert session(killed).wait() == 0
+    assert Run(killed.out).status == {"state": "finished", "epoch": config.epochs, "step": 0, "reason": ""}
+    expected, received = outcome(config.out), outcome(killed.out)
+    assert [name for name in expected if received.get(name) != expected[name]] == []
+    assert received.keys() == expected.keys()
+    assert not list(Path(killed.out).rglob("*.part"))
