@@ -224,7 +224,7 @@ class Run:
     "A run directory, read."
 
     FILES = ("samples", "checkpoints", "environment.json", "images.json.gz", "quarantine.json", "status.json",
-             "log.jsonl", "speed.jsonl", "losses.png", "timelapse.gif", "generator.keras", "faces_seed_*.png", "*.part",
+             "log.jsonl", "speed.jsonl", "losses.png", "timelapse.gif", "generator.keras", "faces_seed_*.png",
              "config.json")
 
     def __init__(self, directory):
@@ -233,6 +233,13 @@ class Run:
     def exists(self) -> bool:
         "Whether a run has begun here."
         return (self.directory / "config.json").is_file()
+
+    def half_written(self) -> list[Path]:
+        "What a killed process has left of files of the run; nothing else that ends in .part."
+        names = [name for name in self.FILES if "." in name and "*" not in name]
+        own = [self.directory / f"{name}.part" for name in names]
+        own += [*self.directory.glob("samples/epoch_*.png.part"), *self.directory.glob("checkpoints/epoch_*.npz.part")]
+        return [path for path in own if path.exists() or path.is_symlink()]
 
     @property
     def config(self) -> RunConfig:
@@ -252,7 +259,8 @@ class Run:
     @property
     def status(self) -> dict:
         "state, epoch, step, reason; as of the last time it was saved. Empty before that."
-        return self.read("status.json") or {}
+        status = self.read("status.json")
+        return status if isinstance(status, dict) and {"state", "epoch", "step"} <= status.keys() else {}
 
     def records(self, kind: str) -> list[dict]:
         "The log's lines of one kind: `steps`, `epoch`, `samples` or `recovery`."
@@ -264,7 +272,7 @@ class Run:
 
     def samples(self) -> list[Path]:
         "The grids, in order of epochs."
-        return sorted((self.directory / "samples").glob("epoch_*.png"), key=lambda path: int(path.stem[6:]))
+        return sorted((self.directory / "samples").glob("epoch_[0-9]*.png"), key=lambda path: int(path.stem[6:]))
 
     def read(self, name: str):
         "A JSON file of the run; None if it is not there or not whole."
@@ -292,9 +300,12 @@ class Run:
 def read_lines(
     path: Path,  # log.jsonl or speed.jsonl; need not exist
 ) -> list[dict]:  # its records
-    "A log's lines; one that was cut off by a kill is left out."
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    "A log's lines; what a kill has cut off, or a disk has damaged, is left out."
+    records = []
+    for line in path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            records += [json.loads(line)] if line.endswith("}\n") else []
+    return records
 
 # %% ../nbs/07_checkpoint.ipynb #d44e096c
 FREE_SETTINGS = ("data", "out", "epochs", "max_bad", "save_minutes")  # may change from session to session
@@ -353,8 +364,13 @@ def lock_run(
 
 def delete_run(run: Run) -> None:
     "Deletes what a run wrote, `config.json` last, so that what is left is a run until nothing is."
-    for path in (path for pattern in Run.FILES for path in sorted(run.directory.glob(pattern))):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    own = [path for pattern in ("samples/epoch_*.png", "checkpoints/epoch_*.npz", *Run.FILES)
+           for path in sorted(run.directory.glob(pattern))]
+    for path in [*run.half_written(), *own]:
+        if not path.is_dir():
+            path.unlink()
+        elif not any(path.iterdir()):  # what somebody else has put there stays
+            path.rmdir()
 
 # %% ../nbs/07_checkpoint.ipynb #b0e9d5cb
 def load_gan(

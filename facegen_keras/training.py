@@ -58,14 +58,19 @@ def open_run(
         try:
             if fresh:
                 delete_run(run)
+            elif run.exists():  # perhaps only since the images were looked at
+                refuse_another_run(run.config, config)
             run.write("config.json", config.to_json().encode())
             (run.directory / "samples").mkdir(exist_ok=True)
             run.write("environment.json", environment(faces))
-            if run.read("images.json.gz") is None:
+            names, known = list(map(faces.name, range(len(faces)))), run.read("images.json.gz")
+            if known not in (None, names):
+                raise input_error("out", "a run on these images", f"{config.out}, begun on others", ANOTHER_RUN)
+            if known is None:
                 if bad:
                     run.write("quarantine.json", bad)
-                run.write("images.json.gz", list(map(faces.name, range(len(faces)))))
-            for path in (*run.directory.glob("*.part"), *run.directory.glob("*/*.part")):
+                run.write("images.json.gz", names)
+            for path in run.half_written():
                 path.unlink()
         except BaseException:
             lock.release()
@@ -369,7 +374,7 @@ def film(run: Run, max_side: int = 512) -> bytes | None:  # None if there is no 
     "The samples of a run, reduced to `max_side` pixels, as an animated GIF; a damaged one is left out."
     frames, captions = [], []
     for path in spread(run.samples(), MOST_FRAMES):
-        with contextlib.suppress(OSError, SyntaxError):  # what Pillow raises
+        with contextlib.suppress(Exception):  # Pillow raises half a dozen kinds
             frame = Image.open(path).convert("RGB")
             frame.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
             frames.append(np.asarray(frame))
@@ -396,7 +401,8 @@ def stop_on_signals(session: Session):
 
     with contextlib.suppress(ValueError):  # not in the main thread: signals are somebody else's
         for number in (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)):
-            previous[number] = signal.signal(number, ask)
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup has asked for silence
+                previous[number] = signal.signal(number, ask)
     try:
         yield
     finally:
@@ -443,7 +449,7 @@ class StopInTime(keras.callbacks.Callback):
         session, took = self.session, self.session.seconds
         step = max(self.steps[1:] or self.steps, default=0.0)  # the first compiles
         ends_epoch = session.step == session.steps_per_epoch - 1
-        frames = min(len(session.run.samples()), MOST_FRAMES)
+        frames = min(len(session.run.samples()) + ends_epoch, MOST_FRAMES)
         return step + took.get("save", 0.0) + ends_epoch * took.get("pictures", 0.0) + frames * took.get("frame", 0.0)
 
 # %% ../nbs/08_training.ipynb #37d36f15
@@ -513,7 +519,8 @@ def disk_trouble(error: OSError) -> str:
 # %% ../nbs/08_training.ipynb #97f45055
 def say(line: str) -> None:
     "Prints at once, also where the output goes to a file or a pipe that somebody watches."
-    print(line, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it any more, which is no reason to stop
+        print(line, flush=True)
 
 # %% ../nbs/08_training.ipynb #fc888740
 ARTICLE_HOURS, ARTICLE_EPOCHS = 100, 60  # on a Tesla K80
@@ -741,7 +748,7 @@ def finish(gan: FaceGAN, session: Session) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 gan.generator.save(Path(folder) / "generator.keras")
                 run.write("generator.keras", (Path(folder) / "generator.keras").read_bytes())
-        write_status(session, "finished" if finished else "paused", session.stop_reason)
+        write_status(session, "finished" if finished else "paused", "" if finished else session.stop_reason)
     except OSError as error:
         finished, session.stop_reason = False, f"{disk_trouble(error)}; see to the disk"
         with contextlib.suppress(OSError):
@@ -767,8 +774,10 @@ def train(
     run = Run(config.out)
     refuse_folder(run, config)
     going_on = run.exists() and not fresh
-    if going_on:
-        refuse_another_run(run.config, config)
+    if run.exists():
+        before = run.config  # not of a run: somebody else's file, and nothing here is ours to delete
+        if going_on:
+            refuse_another_run(before, config)
     faces = load_faces(config.data, config.image_size, config.crop, config.limit, config.seed)
     bad = choose_images(run if going_on else None, config, faces, report)
     if len(faces) < config.batch_size:

@@ -40,7 +40,7 @@ def config(tmp_path):
     return RunConfig.preset("demo", image_size=32, width=4, batch_size=8, limit=32, epochs=8, out=tmp_path / "run")
 
 
-@pytest.mark.parametrize("seconds", [100, 133])
+@pytest.mark.parametrize("seconds", [100, 116, 133])
 def test_a_session_ends_within_its_budget_and_uses_it(config, monkeypatch, seconds):
     clock = Clock(monkeypatch)
     start = clock.now

@@ -130,6 +130,24 @@ def test_a_run_from_start_to_finish(facegen, tmp_path, monkeypatch):
     assert again.status == 0 and json.loads((tmp_path / "run/config.json").read_text())["width"] == 8
 
 
+def test_fresh_deletes_only_what_a_run_has_written(facegen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own/samples").mkdir(parents=True)
+    (tmp_path / "own/config.json").write_text('{"model": "resnet"}')
+    (tmp_path / "own/samples/thesis.txt").write_text("years")
+    before = contents(tmp_path / "own")
+    assert facegen("train", *TINY, "--out", "own", "--fresh", "--yes").status == 2
+    assert contents(tmp_path / "own") == before
+    assert facegen("train", *TINY, "--out", "run", "--hours", "0").status == 0
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run/linked").symlink_to(tmp_path / "outside")
+    mine = [tmp_path / name for name in ("outside/download.part", "run/mine.part", "run/samples/notes.txt")]
+    for path in mine:
+        path.write_text("kept")
+    assert facegen("train", *TINY, "--out", "run", "--fresh", "--yes").status == 0
+    assert [path.read_text() for path in mine] == 3 * ["kept"]
+
+
 def test_more_epochs_go_on_and_hours_pause(facegen, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paused = facegen("train", *TINY, "--out", "run", "--hours", "0")
