@@ -45,6 +45,7 @@ def kill_at(point, count, after):
 
 
 if __name__ == "__main__":
+    training.LINES_PER_EPOCH = 2  # of six steps, so that some saves fall between two lines
     if len(sys.argv) > 2:
         kill_at(sys.argv[2], int(sys.argv[3]), sys.argv[4] == "True")
     training.train(RunConfig.from_json(sys.argv[1]))
