@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import zlib
 from pathlib import Path
 from typing import NamedTuple
