@@ -6,10 +6,11 @@
 __all__ = ['DIGEST_BYTES', 'NAME', 'KEEP', 'FREE_SETTINGS', 'ANOTHER_RUN', 'state_variables', 'read_state', 'write_state',
            'write_file', 'sync', 'DigestingFile', 'DamagedCheckpoint', 'verify_checkpoint', 'Place', 'checkpoints',
            'place_in_name', 'save_checkpoint', 'restore_checkpoint', 'restore_newest', 'Run', 'read_lines',
-           'refuse_folder', 'refuse_another_run', 'unusable_out', 'lock_run', 'delete_run', 'load_gan']
+           'refuse_folder', 'refuse_another_run', 'unusable_out', 'lock_run', 'half_written', 'delete_run', 'load_gan']
 
 # %% ../nbs/07_checkpoint.ipynb #41630a34
 import contextlib
+import errno
 import gzip
 import hashlib
 import json
@@ -94,6 +95,9 @@ def sync(
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:  # some file systems cannot push a folder by itself
+            if path.is_file() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
         finally:
             os.close(descriptor)
 
@@ -140,6 +144,7 @@ class Place(NamedTuple):
     epoch: int  # epochs complete
     step: int = 0  # steps taken since
     log_bytes: int = 0  # length of the log that leads here
+    recoveries: tuple = ()  # of the run so far: records for the log
 
 
 NAME = re.compile(r"epoch_(\d+)_step_(\d+)\.npz")
@@ -172,7 +177,7 @@ def save_checkpoint(
 
     def write(file):
         digesting = DigestingFile(file)
-        np.savez(digesting, place=np.array(place, np.int64), **state)
+        np.savez(digesting, place=np.array(json.dumps(place._asdict())), **state)
         file.write(digesting.sha256.digest())
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -194,7 +199,8 @@ def restore_checkpoint(
     try:
         with np.load(path, allow_pickle=False) as file:
             state = dict(file)
-        place = Place(*map(int, state.pop("place")))
+        place = Place(**json.loads(str(state.pop("place"))))
+        place = place._replace(recoveries=tuple(place.recoveries))
     except Exception as error:  # whole, but from somewhere else: NumPy and zipfile raise six kinds of it
         raise DamagedCheckpoint(f"{path.name} is no checkpoint: {error}") from error
     write_state(gan, state)
@@ -205,10 +211,11 @@ def restore_newest(
     gan: FaceGAN,  # of the config that the checkpoints were made with
     directory: Path,  # the run's `checkpoints`; need not exist
     report=print,  # called with a line for each one that is passed over
+    skip: set = frozenset(),  # (epoch, step) of those to leave alone, as long as there is an older one
 ) -> Place | None:  # where the run was; None if there is no checkpoint
     "Puts the newest checkpoint that is whole into a model; `InputError` if there are some and none is."
     saved = checkpoints(directory)
-    for path in reversed(saved):
+    for path in reversed([path for path in saved if place_in_name(path) not in skip] or saved[:1]):
         try:
             return restore_checkpoint(gan, path)
         except DamagedCheckpoint as error:
@@ -233,13 +240,6 @@ class Run:
         "Whether a run has begun here."
         return (self.directory / "config.json").is_file()
 
-    def half_written(self) -> list[Path]:
-        "What a killed process has left of files of the run; nothing else that ends in .part."
-        names = [name for name in self.FILES if "." in name and "*" not in name]
-        own = [self.directory / f"{name}.part" for name in names]
-        own += [*self.directory.glob("samples/epoch_*.png.part"), *self.directory.glob("checkpoints/epoch_*.npz.part")]
-        return [path for path in own if path.exists() or path.is_symlink()]
-
     @property
     def config(self) -> RunConfig:
         "The settings it was started with; `InputError` if there are none or they cannot be read."
@@ -249,8 +249,8 @@ class Run:
                               str(self.directory), "give the folder named by --out")
         try:
             return RunConfig.from_json(path.read_text())
-        except InputError:
-            raise
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         except ValueError as error:
             raise input_error(str(path), "the JSON that facegen train wrote", str(error),
                               "mend it, or train into another --out") from error
@@ -258,26 +258,27 @@ class Run:
     @property
     def status(self) -> dict:
         "state, epoch, step, reason; as of the last time it was saved. Empty before that."
-        status = self.read("status.json")
-        return status if isinstance(status, dict) and {"state", "epoch", "step"} <= status.keys() else {}
+        status = self.read("status.json") or {}
+        return status if {"state", "epoch", "step"} <= status.keys() else {}
 
     def records(self, kind: str) -> list[dict]:
         "The log's lines of one kind: `steps`, `epoch`, `samples` or `recovery`."
-        return [record for record in read_lines(self.directory / "log.jsonl") if record["kind"] == kind]
+        return [record for record in read_lines(self.directory / "log.jsonl") if record.get("kind") == kind]
 
     def speeds(self, kind: str) -> list[dict]:
-        "The lines of `speed.jsonl` of one kind: `steps` or `save`."
-        return [record for record in read_lines(self.directory / "speed.jsonl") if record["kind"] == kind]
+        "The lines of `speed.jsonl` of one kind: `session`, `steps` or `save`."
+        return [record for record in read_lines(self.directory / "speed.jsonl") if record.get("kind") == kind]
 
     def samples(self) -> list[Path]:
         "The grids, in order of epochs."
         return sorted((self.directory / "samples").glob("epoch_[0-9]*.png"), key=lambda path: int(path.stem[6:]))
 
-    def read(self, name: str):
-        "A JSON file of the run; None if it is not there or not whole."
+    def read(self, name: str, kind: type = dict):
+        "A JSON file of the run; None if it is not there, not whole or not of this kind."
         path = self.directory / name
         try:
-            return json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_text())
+            content = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_text())
+            return content if isinstance(content, kind) else None
         except (OSError, ValueError, EOFError, zlib.error):
             return None
 
@@ -361,11 +362,17 @@ def lock_run(
     return lock
 
 
+def half_written(run: Run) -> list[Path]:
+    "What a killed process has left of files of the run; nothing else that ends in .part."
+    patterns = ("samples/epoch_*.png", "checkpoints/epoch_*.npz", *Run.FILES)
+    return [path for pattern in patterns for path in run.directory.glob(f"{pattern}.part")]
+
+
 def delete_run(run: Run) -> None:
     "Deletes what a run wrote, `config.json` last, so that what is left is a run until nothing is."
     own = [path for pattern in ("samples/epoch_*.png", "checkpoints/epoch_*.npz", *Run.FILES)
            for path in sorted(run.directory.glob(pattern))]
-    for path in [*run.half_written(), *own]:
+    for path in [*half_written(run), *own]:
         if not path.is_dir():
             path.unlink()
         elif not any(path.iterdir()):  # what somebody else has put there stays
@@ -379,8 +386,12 @@ def load_gan(
     directory = Path(directory)
     gan = FaceGAN.from_run_config(Run(directory).config)
     result = directory / "generator.keras"
-    if restore_newest(gan, directory / "checkpoints"):
-        return gan
+    try:
+        if restore_newest(gan, directory / "checkpoints"):
+            return gan
+    except InputError:  # they are damaged, each named in a line of its own
+        if not result.is_file():
+            raise
     if not result.is_file():
         raise input_error("run", "a checkpoint or a generator.keras", f"neither in {directory}",
                           "train for an epoch first")

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['LINES_PER_EPOCH', 'COLLAPSED', 'FEW_STEPS', 'MOST_FRAMES', 'KAGGLE_HOURS', 'ARTICLE_HOURS', 'ARTICLE_EPOCHS',
-           'ARTICLE_STEPS', 'MOST_RECOVERIES', 'open_run', 'environment', 'choose_images', 'refuse_too_many',
-           'show_checking', 'Session', 'log_line', 'mean_line', 'WriteLog', 'weights_are_finite', 'restore',
-           'log_length', 'DrawPictures', 'variety', 'some_real_faces', 'film', 'write_film', 'stop_on_signals',
-           'deadline_after', 'StopInTime', 'SaveState', 'save', 'note_unreadable', 'write_status', 'disk_trouble',
-           'say', 'in_words', 'plan', 'forecast', 'ShowForecast', 'progress_line', 'bar_text', 'ShowLines', 'ShowBar',
-           'recover', 'WatchImages', 'run_session', 'train_until_stopped', 'place_on_disk', 'finish', 'train', 'go_on']
+           'ARTICLE_STEPS', 'MOST_RECOVERIES', 'BAD_IMAGES', 'open_run', 'describe', 'environment', 'choose_images',
+           'refuse_too_many', 'show_checking', 'Session', 'log_line', 'mean_line', 'WriteLog', 'weights_are_finite',
+           'restore', 'settle_log', 'log_length', 'DrawPictures', 'variety', 'some_real_faces', 'film', 'write_film',
+           'stop_on_signals', 'deadline_after', 'StopInTime', 'SaveState', 'save', 'newest_place', 'note_unreadable',
+           'write_status', 'disk_trouble', 'say', 'in_words', 'plan', 'forecast', 'ShowForecast', 'progress_line',
+           'bar_text', 'ShowLines', 'ShowBar', 'recover', 'WatchImages', 'run_session', 'train_until_stopped',
+           'paused_by_errors', 'finish', 'train', 'go_on']
 
 # %% ../nbs/08_training.ipynb #fc1979d2
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import math
 import os
 import platform
@@ -36,8 +38,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import facegen_keras
 from .checkpoint import (
-    ANOTHER_RUN, Place, Run, checkpoints, delete_run, lock_run, place_in_name, refuse_another_run, refuse_folder,
-    restore_newest, save_checkpoint, sync, unusable_out)
+    ANOTHER_RUN, Place, Run, checkpoints, delete_run, half_written, lock_run, place_in_name, refuse_another_run,
+    refuse_folder, restore_newest, save_checkpoint, sync, unusable_out)
 from .config import RunConfig, TrainingDiverged, input_error
 from .faces import Faces, check_faces, load_faces, readable_face, require_readable, spread
 from .gan import FaceGAN, fixed_latents, start_moving_statistics
@@ -49,6 +51,7 @@ def open_run(
     faces: Faces,  # that it trains on
     bad: dict[str, str],  # images left out from the beginning: name -> reason
     fresh: bool = False,  # delete the run that is there first; other files in the folder stay
+    report=print,  # called with each line that a person should read
 ) -> tuple[Run, filelock.FileLock]:  # locked; its folder holds config.json and what describes its images
     "The run directory of a config: a new one, or the one to be continued."
     run = Run(config.out)
@@ -62,15 +65,8 @@ def open_run(
                 refuse_another_run(run.config, config)
             run.write("config.json", config.to_json().encode())
             (run.directory / "samples").mkdir(exist_ok=True)
-            run.write("environment.json", environment(faces))
-            names, known = list(map(faces.name, range(len(faces)))), run.read("images.json.gz")
-            if known not in (None, names):
-                raise input_error("out", "a run on these images", f"{config.out}, begun on others", ANOTHER_RUN)
-            if known is None:
-                if bad:
-                    run.write("quarantine.json", bad)
-                run.write("images.json.gz", names)
-            for path in run.half_written():
+            describe(run, faces, bad, report)
+            for path in half_written(run):
                 path.unlink()
         except BaseException:
             lock.release()
@@ -80,16 +76,41 @@ def open_run(
     return run, lock
 
 
+def describe(run: Run, faces: Faces, bad: dict[str, str], report) -> None:
+    "Writes down machine and images; refuses images that are not the run's, and says what else has changed."
+    before, now = run.read("environment.json") or {}, environment(faces)
+    names, known = list(map(faces.name, range(len(faces)))), run.read("images.json.gz", list)
+    if known is None:  # a new run, or its list is damaged
+        same = before.get("images_sha256") == now["images_sha256"] or not checkpoints(run.directory / "checkpoints")
+    else:
+        same = known == names
+    if not same:
+        raise input_error("out", "a run on these images", f"{run.directory}, begun on others or with a list of them "
+                          "that is damaged", ANOTHER_RUN)
+    changed = [f"{name} {before[name]} is now {value}" for name, value in now.items()
+               if before.get(name, value) != value and not name.startswith("images")]
+    if changed:
+        report(f"since the last session {', '.join(changed)}: going on, but not to the bit as it would have been")
+    run.write("environment.json", now)
+    run.append("speed.jsonl", {"kind": "session", **now})
+    if known is None:
+        if bad:
+            run.write("quarantine.json", (run.read("quarantine.json") or {}) | bad)
+        run.write("images.json.gz", names)
+
+
 def environment(faces: Faces) -> dict:
-    "What the run runs on: versions, devices and number of images, and nothing about whose machine it is."
+    "What the run runs on: versions, devices and images, and nothing about whose machine it is."
+    names = "\n".join(map(faces.name, range(len(faces))))
     modules = (facegen_keras, keras, tf, np, PIL)
     return {
         "python": platform.python_version(),
-        "packages": {module.__name__: module.__version__ for module in modules},
+        **{module.__name__: module.__version__ for module in modules},
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "devices": [str(device) for device in keras.distribution.list_devices()],
         "images": len(faces),
+        "images_sha256": hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest(),  # not every name is text
     }
 
 # %% ../nbs/08_training.ipynb #24f0f22e
@@ -100,7 +121,7 @@ def choose_images(
     report=print,  # called with each line that a person should read
 ) -> dict[str, str]:  # name -> reason, of those that were left out because the run only begins
     "Settles which images a run is about."
-    names = run and run.read("images.json.gz")
+    names = run and run.read("images.json.gz", list)
     if names is None:
         total = len(faces)
         bad = check_faces(faces, show_checking(report))
@@ -110,7 +131,7 @@ def choose_images(
             report(f"{len(bad):,} of {total:,} images cannot be used: quarantine.json says which and why")
         return bad
     there = set(map(faces.name, range(len(faces))))
-    if added := len(there.difference(names)):
+    if (added := len(there.difference(names))) and config.limit is None:
         report(f"{added:,} images are new since the run began and are not used")
     missing = {name: "no longer there" for name in names if name not in there}
     if len(missing) > config.max_bad * len(names):
@@ -155,6 +176,7 @@ class Session:
     deadline: float | None = None  # as `time.monotonic` counts; None: there is none
     epoch: int = 0  # epochs complete
     step: int = 0  # steps taken since
+    recoveries: tuple = ()  # records of how often the run went back
     stop_reason: str = ""  # why it should stop after this step; empty: it should not
     latest: dict | None = None  # the log's latest line
     images_per_s: float = 0.0  # over the steps of that line
@@ -192,7 +214,7 @@ class Session:
         yield
         self.seconds[name] = time.monotonic() - start
 
-# %% ../nbs/08_training.ipynb #ce98d538
+# %% ../nbs/08_training.ipynb #744a65d8
 LINES_PER_EPOCH = 20
 
 
@@ -217,7 +239,7 @@ def mean_line(
     means = {name: float(np.average([line[name] for line in lines], weights=num_steps)) for name in names}
     return log_line(session, "epoch", sum(num_steps), means)
 
-# %% ../nbs/08_training.ipynb #744a65d8
+# %% ../nbs/08_training.ipynb #9c4f0bb5
 class WriteLog(keras.callbacks.Callback):
     "Counts steps, and writes `log.jsonl` and `speed.jsonl`."
 
@@ -230,7 +252,6 @@ class WriteLog(keras.callbacks.Callback):
         session = self.session
         lines = session.run.records("steps")
         self.lines = [line for line in lines if line["step"] > session.epoch * session.steps_per_epoch]
-        self.logged_step = lines[-1]["step"] if lines else 0
         self.timed_step, self.time = session.steps_done, time.perf_counter()
         sums = [sum_ for tracker in self.model.trackers for sum_ in tracker.variables]
         self.sums = [(sum_, ops.copy(sum_)) for sum_ in sums]
@@ -244,11 +265,11 @@ class WriteLog(keras.callbacks.Callback):
         session.advance()
         if session.epoch_complete or session.step % self.every == 0:
             means = {name: float(value) for name, value in logs.items()}
+            num_steps = int(self.model.trackers[0].count)
             self.write_speed()
-            self.lines.append(log_line(session, "steps", session.steps_done - self.logged_step, means))
+            self.lines.append(log_line(session, "steps", num_steps, means))
             self.write(self.lines[-1])
             self.model.reset_metrics()
-            self.logged_step = session.steps_done
         if session.epoch_complete:
             self.write(mean_line(session, self.lines, list(logs)))
             self.lines = []
@@ -277,7 +298,7 @@ def weights_are_finite(gan: FaceGAN) -> bool:
     variables = gan.generator.variables + gan.discriminator.variables
     return bool(ops.all(ops.stack([ops.all(ops.isfinite(variable)) for variable in variables])))
 
-# %% ../nbs/08_training.ipynb #9c4f0bb5
+# %% ../nbs/08_training.ipynb #f2261b67
 def restore(gan: FaceGAN, session: Session) -> bool:  # False: there is no checkpoint, and nothing was changed
     "Puts model, place and log back to the newest checkpoint that is whole."
     run = session.run
@@ -289,13 +310,22 @@ def restore(gan: FaceGAN, session: Session) -> bool:  # False: there is no check
                               "fetch it, or start over with --fresh --yes")
         (run.directory / "log.jsonl").unlink(missing_ok=True)
         return False
-    session.epoch, session.step = place.epoch, place.step
-    log = run.directory / "log.jsonl"
+    session.epoch, session.step, session.recoveries = place.epoch, place.step, place.recoveries
+    settle_log(session, place)
+    return True
+
+
+def settle_log(session: Session, place: Place) -> None:
+    "Ends the log where a checkpoint is, with the records of all recoveries that led there."
+    run, log = session.run, session.run.directory / "log.jsonl"
     if log_length(run) < place.log_bytes:
         session.report(f"log.jsonl has lost lines before step {session.steps_done}, where the checkpoint is")
+        if log.exists():
+            os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
     elif log.exists():
         os.truncate(log, place.log_bytes)
-    return True
+    for record in place.recoveries[len(run.records("recovery")):]:
+        run.append("log.jsonl", record)
 
 
 def log_length(run: Run) -> int:
@@ -303,7 +333,7 @@ def log_length(run: Run) -> int:
     log = run.directory / "log.jsonl"
     return log.stat().st_size if log.exists() else 0
 
-# %% ../nbs/08_training.ipynb #f2261b67
+# %% ../nbs/08_training.ipynb #e30d7db8
 class DrawPictures(keras.callbacks.Callback):
     "Writes a grid and the curves after each epoch, and warns when all faces look the same."
 
@@ -346,7 +376,7 @@ class DrawPictures(keras.callbacks.Callback):
             self.session.report(f"epoch {self.session.epoch}: {line['warning']}")
         self.session.run.append("log.jsonl", line)
 
-# %% ../nbs/08_training.ipynb #e30d7db8
+# %% ../nbs/08_training.ipynb #f3ac8d31
 COLLAPSED = 0.1  # of the variety of real faces
 FEW_STEPS = 500  # fewer make no faces yet
 
@@ -366,7 +396,7 @@ def some_real_faces(
     everything = np.arange(len(faces))
     return np.stack([readable_face(faces, everything, place) for place in spread(list(everything), count)])
 
-# %% ../nbs/08_training.ipynb #f3ac8d31
+# %% ../nbs/08_training.ipynb #a6b7b271
 MOST_FRAMES = 61  # before training and after each of the article's epochs; longer runs skip evenly
 
 
@@ -389,7 +419,7 @@ def write_film(session: Session) -> None:
             session.run.write("timelapse.gif", content)
     session.seconds["frame"] = session.seconds["film"] / max(1, min(len(session.run.samples()), MOST_FRAMES))
 
-# %% ../nbs/08_training.ipynb #a6b7b271
+# %% ../nbs/08_training.ipynb #2b1ae13e
 @contextlib.contextmanager
 def stop_on_signals(session: Session):
     "Within it, a first signal asks the session to stop; a second one does what it always did."
@@ -409,7 +439,7 @@ def stop_on_signals(session: Session):
         while previous:
             signal.signal(*previous.popitem())
 
-# %% ../nbs/08_training.ipynb #2b1ae13e
+# %% ../nbs/08_training.ipynb #37d36f15
 KAGGLE_HOURS = 10
 
 
@@ -452,7 +482,7 @@ class StopInTime(keras.callbacks.Callback):
         frames = min(len(session.run.samples()) + ends_epoch, MOST_FRAMES)
         return step + took.get("save", 0.0) + ends_epoch * took.get("pictures", 0.0) + frames * took.get("frame", 0.0)
 
-# %% ../nbs/08_training.ipynb #37d36f15
+# %% ../nbs/08_training.ipynb #97f45055
 class SaveState(keras.callbacks.Callback):
     "Saves now and then, and when the session is about to stop."
 
@@ -478,21 +508,34 @@ class SaveState(keras.callbacks.Callback):
                 save(self.model, session)
                 write_status(session, "running")
             except OSError as error:
-                session.report(f"{disk_trouble(error)}: not saved, the checkpoint before this one is kept; going on")
+                place = "epoch {}, step {}".format(*newest_place(session.run) or (0, 0))
+                session.report(f"{disk_trouble(error)}: going on; a kill now would lose what came after {place}")
             self.last = time.monotonic()
 
 
-def save(gan: FaceGAN, session: Session) -> None:
+def save(
+    gan: FaceGAN,
+    session: Session,
+    log_bytes: int | None = None,  # of the log that leads here; None: all of it
+) -> Place:  # that was saved
     "A checkpoint of this place, and how long it took."
     run = session.run
     with session.measure("save"):
         if log_length(run):
             sync(run.directory / "log.jsonl")
-        place = Place(session.epoch, session.step, log_length(run))
+        log_bytes = log_length(run) if log_bytes is None else log_bytes
+        place = Place(session.epoch, session.step, log_bytes, session.recoveries)
         path = save_checkpoint(gan, run.directory / "checkpoints", place)
         note_unreadable(session)
     run.append("speed.jsonl", {"kind": "save", "step": session.steps_done, "bytes": path.stat().st_size,
                                "seconds": round(session.seconds["save"], 4)})
+    return place
+
+
+def newest_place(run: Run) -> tuple[int, ...]:  # (): there is none
+    "(epoch, step) of the newest checkpoint on disk."
+    saved = checkpoints(run.directory / "checkpoints")
+    return place_in_name(saved[-1]) if saved else ()
 
 
 def note_unreadable(session: Session) -> None:
@@ -516,13 +559,13 @@ def disk_trouble(error: OSError) -> str:
     "What the disk says, and about which file."
     return f"{Path(error.filename or 'the run').name} could not be written ({error.strerror})"
 
-# %% ../nbs/08_training.ipynb #97f45055
+# %% ../nbs/08_training.ipynb #fc888740
 def say(line: str) -> None:
     "Prints at once, also where the output goes to a file or a pipe that somebody watches."
     with contextlib.suppress(OSError):  # nobody reads it any more, which is no reason to stop
         print(line, flush=True)
 
-# %% ../nbs/08_training.ipynb #fc888740
+# %% ../nbs/08_training.ipynb #29fd303d
 ARTICLE_HOURS, ARTICLE_EPOCHS = 100, 60  # on a Tesla K80
 ARTICLE_STEPS = ARTICLE_EPOCHS * 1_562  # of 64 images
 
@@ -561,7 +604,7 @@ def forecast(session: Session, seconds_per_step: float) -> str:
             f"(the article, at 128x128 on a Tesla K80: {article:.2f} s a step,\n"
             f"{ARTICLE_HOURS} hours for {ARTICLE_EPOCHS} epochs of 100,000 images)")
 
-# %% ../nbs/08_training.ipynb #8134b2ba
+# %% ../nbs/08_training.ipynb #c5da32cb
 class ShowForecast(keras.callbacks.Callback):
     "Measures a few steps after the first, which compiles, and says when the run will be done."
 
@@ -582,7 +625,7 @@ class ShowForecast(keras.callbacks.Callback):
                 self.session.report(forecast(self.session, (time.perf_counter() - self.start) / self.steps))
                 self.steps = None
 
-# %% ../nbs/08_training.ipynb #c5da32cb
+# %% ../nbs/08_training.ipynb #c08e09a6
 def progress_line(
     line: dict,  # of the log
     epochs: int,  # of the whole run
@@ -622,7 +665,7 @@ class ShowLines(keras.callbacks.Callback):
             self.session.report(progress_line(line, self.session.config.epochs, self.session.images_per_s))
             self.said, self.time = line, now
 
-# %% ../nbs/08_training.ipynb #1854cce3
+# %% ../nbs/08_training.ipynb #9fddb393
 class ShowBar(keras.callbacks.Callback):
     "A bar on the terminal; what is printed meanwhile appears above it."
 
@@ -646,7 +689,7 @@ class ShowBar(keras.callbacks.Callback):
         "Gives the terminal back, whatever has happened."
         self.bar.stop()
 
-# %% ../nbs/08_training.ipynb #9fddb393
+# %% ../nbs/08_training.ipynb #5d04049a
 MOST_RECOVERIES = 3
 
 
@@ -655,25 +698,33 @@ def recover(
     session: Session,
     error: TrainingDiverged,
 ) -> None:
-    "Goes back to the last good state, with other random numbers; raises when that was done three times."
-    noticed = session.steps_done
-    restore(gan, session)
-    times = len(session.run.records("recovery"))
+    "Goes back to a good state, with other random numbers; raises when the run has done so three times."
+    times, noticed = len(session.recoveries), session.steps_done
     if times == MOST_RECOVERIES:
-        reason = (f"{error}; went back {times} times in vain; the state after epoch {session.epoch}, step "
+        restore(gan, session)
+        reason = (f"{error}; the run has gone back {times} times before; the state after epoch {session.epoch}, step "
                   f"{session.step} is kept; try smaller d_learning_rate and g_learning_rate, or precision=float32, "
                   "in another --out")
         write_status(session, "diverged", reason)
         raise TrainingDiverged(reason)
+    tried = {divmod(record["step"], session.steps_per_epoch) for record in session.recoveries}
+    place = restore_newest(gan, session.run.directory / "checkpoints", session.report, skip=tried)
+    if place is None:
+        raise input_error("checkpoints", "one to go back to", f"none in {session.run.directory}",
+                          "start over with --fresh --yes") from error
+    session.epoch, session.step = place.epoch, place.step
+    record = {"kind": "recovery", **session.place(), "noticed_at_step": noticed, "reason": str(error)}
+    session.recoveries = (*session.recoveries, record)
     other_seed = np.random.SeedSequence([session.config.seed, times + 1]).generate_state(1)[0]
     gan.seed_generator.state.assign(np.array([other_seed, 0], gan.seed_generator.state.dtype))
-    session.run.append("log.jsonl", {"kind": "recovery", **session.place(), "noticed_at_step": noticed,
-                                     "reason": str(error)})
-    save(gan, session)
+    settle_log(session, save(gan, session, place.log_bytes))
     session.report(f"{error}; going back to epoch {session.epoch}, step {session.step}, with other random numbers "
                    f"({times + 1} of {MOST_RECOVERIES})")
 
-# %% ../nbs/08_training.ipynb #5d04049a
+# %% ../nbs/08_training.ipynb #79ddea78
+BAD_IMAGES = "too many images have gone bad"
+
+
 class WatchImages(keras.callbacks.Callback):
     "Stops a session whose images go bad while it runs."
 
@@ -684,7 +735,7 @@ class WatchImages(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         session = self.session
         if len(session.faces.unreadable) > session.config.max_bad * len(session.faces):
-            session.stop_reason = session.stop_reason or "too many images have gone bad"
+            session.stop_reason = session.stop_reason or BAD_IMAGES
 
 
 def run_session(
@@ -708,7 +759,7 @@ def run_session(
         if on_terminal:
             show.close()
 
-# %% ../nbs/08_training.ipynb #79ddea78
+# %% ../nbs/08_training.ipynb #01cce214
 def train_until_stopped(gan: FaceGAN, session: Session) -> None:
     "Runs the session, going back where it diverges, pausing where the disk fails."
     try:
@@ -719,26 +770,26 @@ def train_until_stopped(gan: FaceGAN, session: Session) -> None:
                 recover(gan, session, error)
     except OSError as error:
         session.stop_reason = f"{disk_trouble(error)}; see to the disk"
-        if not place_on_disk(session):
+        if not newest_place(session.run):
             raise input_error("out", "a disk with room for a checkpoint", f"{session.run.directory}: "
                               f"{disk_trouble(error)}", "make room, or choose another --out") from error
-    except TrainingDiverged:
+        session.epoch, session.step = newest_place(session.run)
+
+
+@contextlib.contextmanager
+def paused_by_errors(session: Session):
+    "Within it, what nobody has foreseen leaves a status that does not claim to be running."
+    try:
+        yield
+    except TrainingDiverged:  # has said so in the status
         raise
     except BaseException as error:
-        place_on_disk(session)
+        session.epoch, session.step = newest_place(session.run) or (session.epoch, session.step)
         with contextlib.suppress(OSError):
             write_status(session, "paused", f"ended by {type(error).__name__}: {error}")
         raise
 
-
-def place_on_disk(session: Session) -> bool:  # False: there is none
-    "Sets a session's place to that of the newest checkpoint."
-    saved = checkpoints(session.run.directory / "checkpoints")
-    if saved:
-        session.epoch, session.step = place_in_name(saved[-1])
-    return bool(saved)
-
-# %% ../nbs/08_training.ipynb #01cce214
+# %% ../nbs/08_training.ipynb #f5ba57df
 def finish(gan: FaceGAN, session: Session) -> None:
     "The film, the result, and the last word in `status.json`."
     run, finished = session.run, session.steps_left == 0
@@ -755,11 +806,13 @@ def finish(gan: FaceGAN, session: Session) -> None:
             write_status(session, "paused", session.stop_reason)
     if bad := len(session.run.read("quarantine.json") or {}):
         session.report(f"{bad:,} images could not be used: {run.directory / 'quarantine.json'} says which and why")
-    session.report(f"finished: {run.samples()[-1]}" if finished else
-                   f"paused after epoch {session.epoch}, step {session.step}: {session.stop_reason}\n"
-                   f"the same command goes on from here")
+    if finished:
+        session.report(f"finished: {(run.samples() or [run.directory])[-1]}")
+    else:
+        advice = "" if session.stop_reason == BAD_IMAGES else "\nthe same command goes on from here"
+        session.report(f"paused after epoch {session.epoch}, step {session.step}: {session.stop_reason}{advice}")
 
-# %% ../nbs/08_training.ipynb #f5ba57df
+# %% ../nbs/08_training.ipynb #2990946f
 def train(
     config: RunConfig,
     hours: float | None = None,  # be done, saved, after so many hours; None: when it is finished (on Kaggle: 10)
@@ -778,7 +831,8 @@ def train(
         before = run.config  # not of a run: somebody else's file, and nothing here is ours to delete
         if going_on:
             refuse_another_run(before, config)
-    faces = load_faces(config.data, config.image_size, config.crop, config.limit, config.seed)
+    listed = going_on and config.data != "toy" and run.read("images.json.gz", list)  # the limit has done its work
+    faces = load_faces(config.data, config.image_size, config.crop, None if listed else config.limit, config.seed)
     bad = choose_images(run if going_on else None, config, faces, report)
     if len(faces) < config.batch_size:
         raise input_error(
@@ -788,7 +842,7 @@ def train(
             "set a smaller batch_size or give more images",
         )
     require_readable(faces)
-    run, lock = open_run(config, faces, bad, fresh)
+    run, lock = open_run(config, faces, bad, fresh, report)
     session = Session(run, faces, config, report, deadline)
     try:
         with stop_on_signals(session):
@@ -804,6 +858,8 @@ def go_on(session: Session) -> None:
     run, report = session.run, session.report
     if run.status.get("state") == "running":
         report("the last session was ended by force; nothing that it saved is lost")
+    if saves := run.speeds("save"):
+        session.seconds["save"] = saves[-1]["seconds"]
     gan = FaceGAN.from_run_config(session.config)
     if not restore(gan, session):
         config = session.config
@@ -817,5 +873,6 @@ def go_on(session: Session) -> None:
         report(f"nothing left to do after epoch {session.epoch}; for more, --set epochs=N")
         return
     (run.directory / "generator.keras").unlink(missing_ok=True)  # of fewer epochs
-    train_until_stopped(gan, session)
-    finish(gan, session)
+    with paused_by_errors(session):
+        train_until_stopped(gan, session)
+        finish(gan, session)

@@ -40,7 +40,7 @@ def config(tmp_path):
     return RunConfig.preset("demo", image_size=32, width=4, batch_size=8, limit=32, epochs=8, out=tmp_path / "run")
 
 
-@pytest.mark.parametrize("seconds", [100, 116, 133])
+@pytest.mark.parametrize("seconds", [100, 113, 116, 133])
 def test_a_session_ends_within_its_budget_and_uses_it(config, monkeypatch, seconds):
     clock = Clock(monkeypatch)
     start = clock.now
@@ -66,6 +66,7 @@ def test_a_step_that_is_suddenly_slow_costs_that_step_and_no_more(config, monkey
 
 
 def test_sessions_of_an_hour_each_end_like_one(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "LINES_PER_EPOCH", 2)  # so that sessions end between two lines
     whole = train(config, **SILENT)
     Clock(monkeypatch)
     pieced = dataclasses.replace(config, out=tmp_path / "pieced")

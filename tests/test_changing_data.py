@@ -91,11 +91,11 @@ def test_a_picture_that_vanished_between_sessions_keeps_its_place(config, tmp_pa
     """The order of the others is as it was, so the run goes on from where it is."""
     train(config, hours=0, **SILENT)
     (tmp_path / "faces/020.png").unlink()
-    make_faces(tmp_path / "new", 41)
-    shutil.copy(tmp_path / "new/040.png", tmp_path / "faces/new.png")
+    (tmp_path / "faces/new.png").write_bytes(b"<html>")  # would be named, were it used
     lines = []
     run = train(config, report=lines.append)
     assert run.status["state"] == "finished" and quarantine(run) == {"020.png": "no longer there"}
+    assert run.records("epoch")[-1]["step"] == 20
     assert "1 images are new since the run began and are not used" in lines
 
 
@@ -113,6 +113,26 @@ def test_other_pictures_are_refused_on_going_on(config, tmp_path):
         train(config, **SILENT)
 
 
+def test_pictures_that_went_bad_between_sessions_are_refused_before_another_step(config, tmp_path):
+    train(config, hours=0, **SILENT)
+    for number in (1, 2, 3):
+        (tmp_path / f"faces/{number:03}.png").write_bytes(b"<html>")
+    with pytest.raises(InputError, match="to be bad"):
+        train(config, **SILENT)
+    assert len(Run(config.out).records("steps")) == 1
+
+
+def test_a_limit_takes_the_same_pictures_from_a_folder_that_has_grown(config, tmp_path):
+    limited = dataclasses.replace(config, limit=20)
+    whole = train(dataclasses.replace(limited, out=tmp_path / "whole"), **SILENT)
+    train(limited, hours=0, **SILENT)
+    make_faces(tmp_path / "faces", 60)
+    lines = []
+    run = train(limited, report=lines.append)
+    assert (run.directory / "log.jsonl").read_bytes() == (whole.directory / "log.jsonl").read_bytes()
+    assert not any("new since" in line for line in lines), "who sets a limit knows that there are more"
+
+
 @pytest.mark.parametrize("everything", [False, True])
 def test_too_many_that_vanish_in_mid_run_stop_it_and_it_goes_on_when_they_are_back(config, monkeypatch, tmp_path, everything):
     whole = train(dataclasses.replace(config, out=tmp_path / "whole"), **SILENT)
@@ -124,9 +144,12 @@ def test_too_many_that_vanish_in_mid_run_stop_it_and_it_goes_on_when_they_are_ba
             (faces / f"{number:03}.png").rename(aside / f"{number:03}.png")
 
     at_step(monkeypatch, 3, vanish)
-    slow = dataclasses.replace(config, save_minutes=0)
+    if everything:  # then it is the thread that makes batches which ends it
+        monkeypatch.setattr(training.WatchImages, "on_train_batch_end", lambda *arguments, **options: None)
+    slow, lines = dataclasses.replace(config, save_minutes=0), []
     with pytest.raises(InputError, match="to be bad"):
-        train(slow, **SILENT)
+        train(slow, report=lines.append)
+    assert not any("same command" in line for line in lines)
     monkeypatch.undo()
     assert Run(config.out).status["state"] == "paused"
     shutil.copytree(aside, faces, dirs_exist_ok=True)

@@ -2,13 +2,16 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
+import io
 import json
 import os
 import pickle
 import random
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +20,11 @@ import keras
 import numpy as np
 import pytest
 
-from facegen_keras import RunConfig, checkpoint, training
+from facegen_keras import RunConfig, checkpoint, load_faces, training
 from facegen_keras.checkpoint import Place, checkpoints, read_state, restore_newest, save_checkpoint
 from facegen_keras.config import InputError
 from facegen_keras.gan import FaceGAN
-from facegen_keras.training import Run, train
+from facegen_keras.training import Run, open_run, train
 
 SILENT = dict(report=lambda line: None)
 TINY = RunConfig.preset("demo", image_size=32, width=4, batch_size=8, limit=40, epochs=4)
@@ -103,7 +106,7 @@ def test_no_space_at_any_write_of_a_checkpoint_keeps_the_one_before(gan, tmp_pat
     assert len(limits) > 100
     for limit in limits:
         with largest_file(limit), pytest.raises(OSError, match="too large"):
-            save_checkpoint(gan, folder, Place(2))
+            save_checkpoint(gan, folder, Place(1 + limit % 2))  # also over the one before
         assert [path.read_bytes() for path in folder.iterdir()] == [first], limit
     assert_only_the_first_is_there(gan, folder, first)
     with largest_file(limits[-1] + 1):
@@ -142,7 +145,7 @@ def test_a_disk_that_fills_up_pauses_the_run_and_room_lets_it_go_on(small_disk, 
         patch.setattr(training, "StopInTime", Fill)
         run = train(config, report=lines.append)
     assert wrote and run.status["state"] == "paused" and "No space left" in run.status["reason"]
-    assert any("not saved, the checkpoint before this one is kept" in line for line in lines)
+    assert any(line.startswith("epoch_") and "a kill now would lose what came after epoch 1, step 1" in line for line in lines)
     assert (run.status["epoch"], run.status["step"]) == (1, 1), "the last state that was saved"
     filler.unlink()
     small_disk("size=20m")
@@ -150,9 +153,10 @@ def test_a_disk_that_fills_up_pauses_the_run_and_room_lets_it_go_on(small_disk, 
 
 
 def test_a_disk_too_small_is_found_out_at_once(small_disk):
-    (small_disk.path / "filler").write_bytes(bytes(shutil.disk_usage(small_disk.path).free - 200_000))
+    (small_disk.path / "filler").write_bytes(bytes(shutil.disk_usage(small_disk.path).free - 900_000))
     with pytest.raises(InputError, match="^out: expected a disk with room for a checkpoint"):
         train(dataclasses.replace(TINY, out=small_disk.path / "run"), **SILENT)
+    assert not Run(small_disk.path / "run").records("steps")
 
 
 def test_a_disk_that_turns_read_only_pauses_the_run(small_disk, unbroken):
@@ -193,8 +197,50 @@ def test_a_flipped_bit_anywhere_is_noticed_and_the_one_before_is_used(gan, tmp_p
     for length in (0, 1, 31, 32, 33, len(whole) // 2, len(whole) - 1):
         newest.write_bytes(whole[:length])
         assert restore_newest(gan, folder, lines.append) == Place(1)
+    newest.unlink()
+    newest.mkdir()  # opening it is an OSError, like a bad block
+    assert restore_newest(gan, folder, lines.append) == Place(1) and "cannot be read" in lines[-1]
+    newest.rmdir()
     newest.write_bytes(whole)
     assert restore_newest(gan, folder) == Place(2)
+
+
+def test_a_disk_that_writes_something_else_keeps_the_one_before(gan, tmp_path, monkeypatch):
+    first = save_checkpoint(gan, tmp_path, Place(1)).read_bytes()
+
+    def write(self, data):
+        self.sha256.update(data)
+        return self.file.write(bytes(len(memoryview(data).cast("B"))))
+
+    monkeypatch.setattr(checkpoint.DigestingFile, "write", write)
+    with pytest.raises(checkpoint.DamagedCheckpoint):
+        save_checkpoint(gan, tmp_path, Place(2))
+    assert_only_the_first_is_there(gan, tmp_path, first)
+
+
+def test_what_is_later_than_the_newest_goes(gan, tmp_path):
+    """A run that went back past a damaged checkpoint must not find it again."""
+    for place in (Place(1), Place(2), Place(3), Place(1, 3)):
+        save_checkpoint(gan, tmp_path, place)
+    assert [checkpoint.place_in_name(path) for path in checkpoints(tmp_path)] == [(1, 0), (1, 3)]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_push_folders_will_do(tmp_path, monkeypatch, number):
+    original = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, "not here")
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoint.write_file(tmp_path / "a.txt", b"a")
+    assert (tmp_path / "a.txt").read_bytes() == b"a"
+    monkeypatch.setattr(os, "fsync", lambda descriptor: exec("raise OSError(number, 'not here')", {"number": number}))
+    with pytest.raises(OSError, match="not here"):
+        checkpoint.write_file(tmp_path / "a.txt", b"b")
+    assert (tmp_path / "a.txt").read_bytes() == b"a", "a file must be pushed"
 
 
 @pytest.fixture
@@ -237,6 +283,69 @@ def test_no_other_file_is_needed_to_go_on(paused, unbroken, name):
         assert result == unbroken
 
 
+def test_a_list_of_images_that_is_damaged_does_not_admit_others(paused):
+    """The digest of the names, in another file, tells whether today's images are the run's."""
+    run = Run(paused.out)
+    (run.directory / "images.json.gz").unlink()
+    with pytest.raises(InputError, match="^out: expected a run on these images"):
+        open_run(paused, load_faces("toy", 32, limit=41), {})
+    (run.directory / "environment.json").write_text("[]")
+    with pytest.raises(InputError, match="a list of them that is damaged"):
+        train(paused, **SILENT)
+
+
+def test_a_log_that_lost_its_end_is_said_so_and_what_follows_it_is_right(paused, unbroken):
+    run, lines = Run(paused.out), []
+    log = run.directory / "log.jsonl"
+    os.truncate(log, log.stat().st_size - 30)
+    result = outcome(train(paused, report=lines.append))
+    assert "log.jsonl has lost lines before step 9" in lines[0]
+    whole = [json.loads(line) for line in unbroken[1].decode().splitlines()]
+    left = [json.loads(line) for line in result[1].decode().splitlines()]
+    lost = [line for line in whole if line not in left]
+    assert result[0] == with_the_log_of(unbroken[0], result[0]) and result[2:] == unbroken[2:]
+    assert [(line["kind"], line["step"]) for line in lost] == [("steps", 9), ("epoch", 10)]
+    assert [line for line in left if line not in whole][0]["num_steps"] == 4, "the epoch's mean is over what is left"
+
+
+def with_the_log_of(content, other):
+    """A checkpoint's bytes with the place and digest of another: the log's length may differ."""
+    arrays = [dict(np.load(io.BytesIO(data))) for data in (content, other)]
+    arrays[0]["place"] = arrays[1]["place"]
+    file = io.BytesIO()
+    digesting = checkpoint.DigestingFile(file)
+    np.savez(digesting, **arrays[0])
+    file.write(digesting.sha256.digest())
+    return file.getvalue()
+
+
+def test_what_is_damaged_beside_the_checkpoints_is_no_reason_to_give_up_a_gan(paused):
+    finished = train(paused, **SILENT)
+    expected = FaceGAN.load(paused.out).generate(2)
+    for path in checkpoints(finished.directory / "checkpoints"):
+        path.write_bytes(b"")
+    np.testing.assert_array_equal(FaceGAN.load(paused.out).generate(2), expected)
+    (finished.directory / "config.json").write_text('{"widht": 4}')
+    with pytest.raises(InputError, match="config.json: setting: expected a name that exists, such as 'width'"):
+        FaceGAN.load(paused.out)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_goes_wrong_at_the_very_end_leaves_a_run_that_goes_on(paused, unbroken, monkeypatch, error):
+    def fail(run, max_side=512):
+        if run.records("epoch") and len(run.records("epoch")) == paused.epochs:
+            raise error("the end")
+
+    monkeypatch.setattr(training, "film", fail)
+    with pytest.raises(error):
+        train(paused, **SILENT)
+    status = Run(paused.out).status
+    assert status["state"] == "paused" and status["epoch"] == paused.epochs and "the end" in status["reason"]
+    monkeypatch.undo()
+    run = train(paused, **SILENT)
+    assert run.status["state"] == "finished" and outcome(run) == unbroken and (run.directory / "generator.keras").exists()
+
+
 def test_checkpoints_that_are_gone_or_all_damaged_are_not_passed_over_in_silence(paused):
     folder = Run(paused.out).directory / "checkpoints"
     for path in checkpoints(folder):
@@ -277,6 +386,9 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
+PLACE = json.dumps(Place(1)._asdict())
+
+
 def strangers_checkpoint(path, **arrays):
     np.savez(path, allow_pickle=True, **arrays)
     path.write_bytes((content := path.read_bytes()) + hashlib.sha256(content).digest())
@@ -288,13 +400,13 @@ def test_a_strangers_checkpoint_runs_no_code(gan, tmp_path):
     (run / "config.json").write_text(TINY.to_json())
     path = run / "checkpoints/epoch_0001_step_000000.npz"
     array = np.array([Bomb(trap)], object)
-    strangers_checkpoint(path, place=np.array(Place(1)), **{**read_state(gan), "random/000/seed_generator_state": array})
+    strangers_checkpoint(path, place=np.array(PLACE), **{**read_state(gan), "random/000/seed_generator_state": array})
     with pytest.raises(InputError, match="checkpoints: expected one that is whole"):
         FaceGAN.load(run)
     assert not trap.exists()
     np.load(path, allow_pickle=True)["random/000/seed_generator_state"]
     assert trap.exists(), "the trap works where it is let"
-    strangers_checkpoint(path, place=np.array(Place(1)), other=np.zeros(3))
+    strangers_checkpoint(path, place=np.array(PLACE), other=np.zeros(3))
     with pytest.raises(InputError, match="^checkpoint: expected"):
         FaceGAN.load(run)
     path.write_bytes((content := pickle.dumps(Bomb(tmp_path / "second"))) + hashlib.sha256(content).digest())

@@ -40,24 +40,25 @@ def once(step):
 
 
 WEIGHTS = {
-    "NaN in the generator": dict(network="generator", value=np.nan),
-    "infinity in the discriminator": dict(network="discriminator", value=np.inf),
-    "NaN in a moving statistic, which no loss shows": dict(network="generator", which="non_trainable_variables"),
+    "NaN in the generator": ("a loss", dict(network="generator", value=np.nan)),
+    "infinity in the discriminator": ("a loss", dict(network="discriminator", value=np.inf)),
+    "NaN in a moving statistic, which no loss shows": (
+        "a weight", dict(network="generator", which="non_trainable_variables")),
 }
 
 
-@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
-def test_one_bad_weight_is_recovered_from(config, monkeypatch, weight):
+@pytest.mark.parametrize(("what", "weight"), WEIGHTS.values(), ids=WEIGHTS)
+def test_one_bad_weight_is_recovered_from(config, monkeypatch, what, weight):
     poison(monkeypatch, once(13), **weight)
     lines = []
     run = train(config, report=lines.append)
     assert run.status["state"] == "finished" and run.status["epoch"] == 3
     [recovery] = run.records("recovery")
     assert recovery["step"] == 13 and recovery["noticed_at_step"] == 14, "one logging interval, here one step"
-    assert "not finite" in recovery["reason"] and any("(1 of 3)" in line for line in lines)
+    assert recovery["reason"].startswith(f"{what} is not finite") and any("(1 of 3)" in line for line in lines)
     assert [line["step"] for line in run.records("steps")] == list(range(1, 25))
     with np.load(checkpoints(run.directory / "checkpoints")[-1]) as state:
-        assert all(np.isfinite(state[name]).all() for name in state.files)
+        assert all(np.isfinite(state[name]).all() for name in state.files if name != "place")
 
 
 def test_it_goes_on_with_other_random_numbers(config, monkeypatch, tmp_path):
@@ -69,11 +70,20 @@ def test_it_goes_on_with_other_random_numbers(config, monkeypatch, tmp_path):
 
 
 def test_again_and_again_stops_after_three_with_the_good_state_kept(config, monkeypatch):
-    poison(monkeypatch, lambda steps_done, model: steps_done == 13)
-    with pytest.raises(TrainingDiverged, match="went back 3 times in vain"):
+    seeds = []
+
+    def always(steps_done, model):
+        if steps_done == 13:
+            seeds.append(int(model.seed_generator.state[0]))
+            assert len(seeds) <= 4
+        return steps_done == 13
+
+    poison(monkeypatch, always)
+    with pytest.raises(TrainingDiverged, match="the run has gone back 3 times before"):
         train(config, **SILENT)
+    assert len(set(seeds)) == 4, "other random numbers each time"
     run = Run(config.out)
-    assert len(run.records("recovery")) == 3
+    assert [record["step"] for record in run.records("recovery")] == [13, 12, 11], "each time one further"
     assert run.status["state"] == "diverged" and (run.status["epoch"], run.status["step"]) == (1, 5)
     assert "learning_rate" in run.status["reason"]
     gan = FaceGAN.from_run_config(config)
@@ -83,29 +93,39 @@ def test_again_and_again_stops_after_three_with_the_good_state_kept(config, monk
     assert train(config, **SILENT).status["state"] == "finished", "and it can be gone on from"
 
 
-def test_a_kill_between_going_back_and_saving_changes_nothing(config, monkeypatch):
+def test_a_state_that_is_not_finite_is_not_saved(config, tmp_path):
+    """Weights are looked at with the log; the optimizers' moments only here."""
+    gan = FaceGAN.from_run_config(config)
+    moment = gan.d_optimizer.variables[-1]
+    moment.assign(keras.ops.full_like(moment, np.inf))
+    with pytest.raises(TrainingDiverged, match="d_optimizer/"):
+        training.save_checkpoint(gan, tmp_path, training.Place(1))
+    assert not checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("moment", ["before saving", "after saving"])
+def test_a_kill_in_the_midst_of_going_back_changes_nothing(config, monkeypatch, times, moment):
     """The record and the random numbers belong together, whatever of it was written."""
-
-    def with_these_numbers(steps_done, model):
-        return steps_done == 13 and int(model.seed_generator.state[0]) == config.seed
-
-    poison(monkeypatch, with_these_numbers)
+    doomed = {config.seed, *(int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0]) for number in range(1, times))}
+    poison(monkeypatch, lambda steps_done, model: steps_done == 13 and int(model.seed_generator.state[0]) in doomed)
     run = train(config, **SILENT)
-    expected = (run.directory / "log.jsonl").read_bytes()
-    original = training.save
+    assert len(run.records("recovery")) == times
+    expected = [(run.directory / "log.jsonl").read_bytes(), checkpoints(run.directory / "checkpoints")[-1].read_bytes()]
+    original, kills = training.save, []
 
-    def killed(gan, session):
-        if session.run.records("recovery"):
-            raise KeyboardInterrupt  # stands for a kill: nothing is saved after it
-        original(gan, session)
+    def killed(gan, session, *log_bytes):
+        if len(session.recoveries) == times and not kills:
+            kills.append(moment == "after saving" and original(gan, session, *log_bytes))
+            raise KeyboardInterrupt  # stands for a kill: nothing is done after it
+        return original(gan, session, *log_bytes)
 
     monkeypatch.setattr(training, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         train(config, fresh=True, **SILENT)
-    assert len(run.records("recovery")) == 1, "on record, and not saved"
-    monkeypatch.setattr(training, "save", original)
     train(config, **SILENT)
-    assert (run.directory / "log.jsonl").read_bytes() == expected
+    assert kills and [(run.directory / "log.jsonl").read_bytes(),
+                      checkpoints(run.directory / "checkpoints")[-1].read_bytes()] == expected
 
 
 def test_collapse_is_warned_about_in_the_log(config, monkeypatch):
