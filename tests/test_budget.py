@@ -68,6 +68,7 @@ def test_a_step_that_is_suddenly_slow_costs_that_step_and_no_more(config, monkey
 def test_sessions_of_an_hour_each_end_like_one(config, monkeypatch, tmp_path):
     monkeypatch.setattr(training, "LINES_PER_EPOCH", 2)  # so that sessions end between two lines
     whole = train(config, **SILENT)
+    assert {line["num_steps"] for line in whole.records("steps")} == {2}
     Clock(monkeypatch)
     pieced = dataclasses.replace(config, out=tmp_path / "pieced")
     for session in range(40):
