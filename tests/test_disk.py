@@ -240,6 +240,8 @@ def test_a_file_system_that_cannot_push_folders_will_do(tmp_path, monkeypatch, n
     monkeypatch.setattr(os, "fsync", lambda descriptor: exec("raise OSError(number, 'not here')", {"number": number}))
     with pytest.raises(OSError, match="not here"):
         checkpoint.write_file(tmp_path / "a.txt", b"b")
+    with pytest.raises(OSError, match="not here"):
+        checkpoint.sync(tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_bytes() == b"a", "a file must be pushed"
 
 
