@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['DIGEST_BYTES', 'NAME', 'KEEP', 'FREE_SETTINGS', 'ANOTHER_RUN', 'state_variables', 'read_state', 'write_state',
-           'write_file', 'sync', 'DigestingFile', 'DamagedCheckpoint', 'verify_checkpoint', 'Place', 'checkpoints',
-           'place_in_name', 'save_checkpoint', 'restore_checkpoint', 'restore_newest', 'Run', 'read_lines',
-           'refuse_folder', 'refuse_another_run', 'unusable_out', 'lock_run', 'half_written', 'delete_run', 'load_gan']
+           'DigestingFile', 'DamagedCheckpoint', 'verify_checkpoint', 'Place', 'checkpoints', 'place_in_name',
+           'save_checkpoint', 'restore_checkpoint', 'restore_newest', 'Run', 'read_lines', 'refuse_folder',
+           'refuse_another_run', 'unusable_out', 'lock_run', 'half_written', 'delete_run', 'load_gan']
 
 # %% ../nbs/07_checkpoint.ipynb #41630a34
 import contextlib
-import errno
 import gzip
 import hashlib
 import json
@@ -25,6 +24,7 @@ import keras
 import numpy as np
 
 from .config import InputError, RunConfig, TrainingDiverged, input_error
+from .files import write_file
 from .gan import FaceGAN
 
 # %% ../nbs/07_checkpoint.ipynb #da448bb6
@@ -61,47 +61,6 @@ def write_state(
         variable.assign(state[name])
 
 # %% ../nbs/07_checkpoint.ipynb #766b4e6d
-def write_file(
-    path: Path,  # where it should be; its folder exists
-    write,  # bytes, or a function that is given the open binary file
-    verify=None,  # a function that is given the path of what was written, and raises if it is not right
-) -> None:
-    "Writes a file so that it is seen whole or not at all; an `OSError` names the file."
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.unlink(missing_ok=True)  # of a process that was killed
-        with open(temporary, "xb") as file:  # x: never through a link that somebody has put there
-            write(file) if callable(write) else file.write(write)
-            file.flush()
-            os.fsync(file.fileno())
-        if verify:
-            verify(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except BaseException as error:
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # a full disk comes without a name
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def sync(
-    path: Path,  # a file or a folder
-) -> None:
-    "Pushes what was written to the disk."
-    if os.name == "posix" or path.is_file():  # elsewhere folders cannot be opened
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:  # some file systems cannot push a folder by itself
-            if path.is_file() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
-                raise
-        finally:
-            os.close(descriptor)
-
-# %% ../nbs/07_checkpoint.ipynb #e0004317
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -137,7 +96,7 @@ def verify_checkpoint(path: Path) -> None:
     if not whole:
         raise DamagedCheckpoint(f"{path.name} is damaged: its content is not what was written")
 
-# %% ../nbs/07_checkpoint.ipynb #4ffafe25
+# %% ../nbs/07_checkpoint.ipynb #aa470880
 class Place(NamedTuple):
     "Where a run is."
 
@@ -163,7 +122,7 @@ def place_in_name(path: Path) -> tuple[int, ...]:
     "(epoch, step) of a checkpoint, from its name."
     return tuple(map(int, NAME.fullmatch(path.name).groups()))
 
-# %% ../nbs/07_checkpoint.ipynb #37c71637
+# %% ../nbs/07_checkpoint.ipynb #e0004317
 def save_checkpoint(
     gan: FaceGAN,
     directory: Path,  # the run's `checkpoints`
@@ -189,7 +148,7 @@ def save_checkpoint(
             other.unlink()
     return path
 
-# %% ../nbs/07_checkpoint.ipynb #ef9697e1
+# %% ../nbs/07_checkpoint.ipynb #c07f3ed7
 def restore_checkpoint(
     gan: FaceGAN,  # of the config that the checkpoint was made with
     path: Path,  # one of `checkpoints`
@@ -225,7 +184,7 @@ def restore_newest(
                           "fetch them again, or start over with --fresh --yes")
     return None
 
-# %% ../nbs/07_checkpoint.ipynb #b65f68d6
+# %% ../nbs/07_checkpoint.ipynb #a5832a0e
 class Run:
     "A run directory, read."
 
@@ -307,7 +266,7 @@ def read_lines(
             records += [json.loads(line)] if line.endswith("}\n") else []
     return records
 
-# %% ../nbs/07_checkpoint.ipynb #d44e096c
+# %% ../nbs/07_checkpoint.ipynb #96580c1c
 FREE_SETTINGS = ("data", "out", "epochs", "max_bad", "save_minutes")  # may change from session to session
 ANOTHER_RUN = "choose another --out, or start over with --fresh --yes"
 
@@ -344,7 +303,7 @@ def unusable_out(config: RunConfig, error: OSError) -> InputError:
     return input_error("out", "a folder that can be written", f"{config.out} ({error.strerror})",
                        "choose another --out")
 
-# %% ../nbs/07_checkpoint.ipynb #9929c7b6
+# %% ../nbs/07_checkpoint.ipynb #b65f68d6
 def lock_run(
     run: Run,  # its folder exists
 ) -> filelock.FileLock:  # to be released in the end
@@ -378,7 +337,7 @@ def delete_run(run: Run) -> None:
         elif not any(path.iterdir()):  # what somebody else has put there stays
             path.rmdir()
 
-# %% ../nbs/07_checkpoint.ipynb #b0e9d5cb
+# %% ../nbs/07_checkpoint.ipynb #eb624350
 def load_gan(
     directory: Path,  # a run directory
 ) -> FaceGAN:  # compiled, ready to generate or to train on

@@ -39,9 +39,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 import facegen_keras
 from .checkpoint import (
     ANOTHER_RUN, Place, Run, checkpoints, delete_run, half_written, lock_run, place_in_name, refuse_another_run,
-    refuse_folder, restore_newest, save_checkpoint, sync, unusable_out)
+    refuse_folder, restore_newest, save_checkpoint, unusable_out)
 from .config import RunConfig, TrainingDiverged, input_error
 from .faces import Faces, check_faces, load_faces, readable_face, require_readable, spread
+from .files import sync
 from .gan import FaceGAN, fixed_latents, start_moving_statistics
 from .viz import figure_to_png, image_grid, loss_curves, timelapse, to_png
 
