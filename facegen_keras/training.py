@@ -93,7 +93,6 @@ def describe(run: Run, faces: Faces, bad: dict[str, str], report) -> None:
     if changed:
         report(f"since the last session {', '.join(changed)}: going on, but not to the bit as it would have been")
     run.write("environment.json", now)
-    run.append("speed.jsonl", {"kind": "session", **now})
     if known is None:
         if bad:
             run.write("quarantine.json", (run.read("quarantine.json") or {}) | bad)
@@ -764,6 +763,7 @@ def run_session(
 def train_until_stopped(gan: FaceGAN, session: Session) -> None:
     "Runs the session, going back where it diverges, pausing where the disk fails."
     try:
+        session.run.append("speed.jsonl", {"kind": "session", **environment(session.faces)})
         while session.steps_left and not session.stop_reason:
             try:
                 run_session(gan, session)
