@@ -13,13 +13,14 @@ test: .venv/dev test-kaggle  ## everything that must hold; ends with pytest's su
 	$(BIN)/nbdev_test --n_workers 1 --do_print  # each page, from its first cell to its last
 	$(BIN)/python -m pytest tests
 
-# Kaggle's image: Python 3.13, TensorFlow 2.20, Keras 3.13.2, and nothing that only development needs.
+# Kaggle's image: Python 3.13, TensorFlow 2.20, Keras 3.13.2, Jupyter, and nothing that only development needs.
 test-kaggle:
 	@python=; for p in python3.13 "$$PYENV_ROOT"/versions/3.13*/bin/python3.13; do \
 	  if "$$p" -c "import venv" 2>/dev/null; then python=$$p; break; fi; done; \
 	if [ -z "$$python" ]; then echo "Kaggle's versions: not tested, no Python 3.13 here"; \
 	else $(MAKE) --no-print-directory .venv-kaggle/ready PYTHON="$$python" && \
-	  .venv-kaggle/bin/pytest -q tests/test_parity.py tests/test_runtime.py; fi
+	  .venv-kaggle/bin/pytest -q tests/test_parity.py tests/test_runtime.py && \
+	  .venv-kaggle/bin/python -m pytest -q tests/test_kernel_sessions.py -k offline; fi
 
 readme: README.md  ## README.md from nbs/index.ipynb; cells with nbdev directives stay out
 README.md: nbs/index.ipynb
@@ -47,5 +48,5 @@ clean:
 
 .venv-kaggle/ready: settings.ini setup.py
 	$(PYTHON) -m venv .venv-kaggle
-	.venv-kaggle/bin/pip install --quiet . pytest "tensorflow==2.20.*" "keras==3.13.2"
+	.venv-kaggle/bin/pip install --quiet . pytest nbclient ipykernel "tensorflow==2.20.*" "keras==3.13.2"
 	@touch $@

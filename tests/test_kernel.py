@@ -1,0 +1,474 @@
+"""The Kaggle kernel against a server that speaks Kaggle's language to Kaggle's own client: what a person sees, and what is kept."""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from kaggle_server import KaggleServer, faults
+from kernel_sessions import DATASET, REF, begin_of, left_behind, one_epoch_each
+
+from facegen_keras import kernel
+from facegen_keras.cli import main
+from facegen_keras.config import InputError
+from facegen_keras.kernel import Chain, Job, Kaggle, KaggleTrouble, build, pull, push, run_chain
+
+SCRIPT = Path(__file__).parent / "followed_chain.py"
+FAST = dict(every=0.02, patience=0.3)
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path, monkeypatch):
+    """No credentials, no proxy and no endpoint but those that a test sets: nothing here may reach Kaggle."""
+    for name in list(os.environ):
+        if name.startswith(("KAGGLE_", "VERBOSE")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    for name in ("HOME", "XDG_CONFIG_HOME", "KAGGLE_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setattr(Kaggle, "WAITS", (0.01, 0.02, 0.04))
+    monkeypatch.setattr(Kaggle, "TIMEOUT", (2, 1))
+
+
+@pytest.fixture
+def server(monkeypatch):
+    from kagglesdk import kaggle_env
+    with KaggleServer(datasets={DATASET: {"100k.txt": b""}}) as kaggle:
+        monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
+        monkeypatch.setenv("KAGGLE_API_TOKEN", kaggle.token)
+        for each in kaggle_env.KaggleEnv:
+            monkeypatch.setitem(kaggle_env._env_to_endpoint, each, kaggle.url)
+        yield kaggle
+
+
+@pytest.fixture
+def folder(tmp_path):
+    build(tmp_path / "kernel", Job(), "me")
+    return tmp_path / "kernel"
+
+
+def pushes(server):
+    return [request.method for request in server.requests].count("SaveKernel")
+
+
+def push_once(folder, lines=None):
+    return push(Kaggle(), folder, 10, (lines if lines is not None else []).append, patience=0.3)
+
+
+def facegen(capfd, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(list(map(str, arguments)))
+    return ended.value.code, *capfd.readouterr()
+
+
+# Building
+
+
+def test_build_needs_no_credentials_and_makes_the_same_bytes(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        assert facegen(capfd, "kernel", "build", "--folder", name, "--set", "epochs=3")[0] == 0
+    contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert contents[0] == contents[1] and set(contents[0]) == {"facegen.ipynb", "kernel-metadata.json"}
+
+
+def test_push_without_credentials_says_where_they_go(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facegen(capfd, "kernel", "build")
+    for command in ("push", "run"):
+        status, _, err = facegen(capfd, "kernel", command)
+        assert status == 2 and err.count("\n") == 1 and "~/.kaggle/access_token" in err and "KAGGLE_API_TOKEN" in err
+
+
+# Pushing
+
+
+def test_a_push_carries_what_the_folder_says(server, folder):
+    lines = []
+    assert push_once(folder, lines) == 1
+    [version] = server.kernels[REF]
+    assert version.text == (folder / "facegen.ipynb").read_text()
+    sent = version.request
+    assert (sent["machineShape"], sent["isPrivate"], sent["enableInternet"]) == ("NvidiaTeslaT4", True, False)
+    assert (sent["datasetDataSources"], sent["sessionTimeoutSeconds"]) == ([DATASET], 11 * 3600)
+    assert lines[0].startswith("a session of up to 10 h; GPU quota left: 30.0 h") and len(lines) == 1
+
+
+ACCEPTED = ["accepted_then_500", "accepted_then_empty", "accepted_then_silence", "accepted_then_disconnect"]
+LOST = ["server_error", "too_many_requests", "html", "empty", "silence", "disconnect", "forbidden", "unauthorized"]
+
+
+@pytest.mark.parametrize("fault", ACCEPTED)
+def test_a_push_that_was_accepted_is_found_and_not_repeated(server, folder, fault):
+    server.next("SaveKernel", getattr(faults, fault))
+    assert push_once(folder) == 1
+    assert pushes(server) == 1 and len(server.kernels[REF]) == 1
+
+
+@pytest.mark.parametrize("fault", LOST)
+def test_a_push_that_did_not_arrive_is_said_so_and_not_repeated(server, folder, fault):
+    server.next("SaveKernel", getattr(faults, fault))
+    with pytest.raises(KaggleTrouble, match="Kaggle"):
+        push_once(folder)
+    assert pushes(server) == 1 and not server.kernels.get(REF)
+    assert push_once(folder) == 1, "and a person may try again"
+
+
+def test_an_older_version_is_not_taken_for_the_one_that_was_lost(server, folder):
+    push_once(folder)
+    server.finish(REF, "COMPLETE")
+    server.next("SaveKernel", faults.server_error)
+    with pytest.raises(KaggleTrouble):
+        push_once(folder)
+
+
+def test_kaggles_own_words_are_passed_on(server, folder):
+    server.next("SaveKernel", faults.error("Notebook is too beautiful"))
+    with pytest.raises(InputError, match="Notebook is too beautiful"):
+        push_once(folder)
+    server.datasets.clear()
+    lines = []
+    push_once(folder, lines)
+    assert f"take care: {DATASET} is not attached" in lines
+
+
+def test_another_machine_image_or_name_than_was_asked_for_is_said_so(server, folder):
+    about = json.loads((folder / "kernel-metadata.json").read_text())
+    (folder / "kernel-metadata.json").write_text(json.dumps(about | {"machine_shape": "NvidiaTeslaP100"}))
+    lines = []
+    push_once(folder, lines)
+    assert "take care: it runs on NvidiaTeslaT4 instead of NvidiaTeslaP100" in lines
+
+
+def test_what_would_be_refused_or_run_twice_is_not_pushed(server, folder):
+    push_once(folder)
+    with pytest.raises(InputError, match="no session that is running, got 'version 1 running"):
+        push_once(folder)
+    server.finish(REF, "COMPLETE")
+    for name in ("first", "other"):
+        build(folder.parent / name, Job(slug=f"{name}-kernel"), "me")
+        push_once(folder.parent / name)
+    with pytest.raises(InputError, match="fewer than two GPU sessions running, got 'me/"):
+        push_once(folder)
+    server.finish("me/first-kernel", "COMPLETE")
+    server.finish("me/other-kernel", "CANCEL_ACKNOWLEDGED")
+    server.quota_used = timedelta(hours=22)
+    with pytest.raises(InputError, match="GPU quota: expected 10 hours for a session, got '8.0 hours left'"):
+        push_once(folder)
+    assert pushes(server) == 3
+
+
+# Bringing it home
+
+
+@pytest.fixture
+def ended(server, folder):
+    """A version with what a session of three epochs leaves, for which files may be added."""
+    push_once(folder)
+
+    def end(**more):
+        server.finish(REF, "COMPLETE", outputs=left_behind(3) | more, log="epoch 3/60\n")
+
+    return end
+
+
+def fetch_all(folder, lines=None):
+    pull(Kaggle(), REF, 1, folder, (lines if lines is not None else []).append)
+
+
+def test_450_files_come_home_and_only_what_is_missing_is_fetched_again(server, ended, tmp_path):
+    ended(**{f"pictures/{number:03d}.png": bytes([number % 256]) for number in range(450)})
+    fetch_all(tmp_path / "home")
+    assert sum(path.is_file() for path in (tmp_path / "home").rglob("*")) == 454
+    assert (tmp_path / "home/pictures/449.png").read_bytes() == bytes([449 % 256])
+    (tmp_path / "home/run/status.json").write_text("damaged")
+    server.requests.clear()
+    fetch_all(tmp_path / "home")
+    again = [request.body["file"] for request in server.requests if request.method == "File"]
+    assert "run/status.json" in again and not any(name.endswith(".npz") for name in again)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/facegen-outside", "a\\..\\outside", "a/../../outside"])
+def test_a_name_that_leads_outside_fetches_nothing(server, ended, tmp_path, name):
+    ended(**{name: b"outside"})
+    with pytest.raises(InputError, match="names inside the output's folder"):
+        fetch_all(tmp_path / "home")
+    assert not (tmp_path / "outside").exists() and not (tmp_path / "home").exists()
+
+
+def test_an_error_page_never_becomes_a_checkpoint(server, ended, tmp_path):
+    name = "run/checkpoints/epoch_0003_step_000000.npz"
+    ended()
+    for fault in (faults.forbidden, faults.not_found):
+        server.next(f"File {name}", fault)
+        with pytest.raises(KaggleTrouble, match="Kaggle answered with 40[34] for epoch_0003"):
+            fetch_all(tmp_path / "home")
+    server.next(f"File {name}", faults.html, faults.html, faults.html)
+    with pytest.raises(KaggleTrouble, match="is not what the session wrote"):
+        fetch_all(tmp_path / "home")
+    assert not list((tmp_path / "home").rglob("*.npz*"))
+    server.next(f"File {name}", faults.truncated, faults.server_error)
+    fetch_all(tmp_path / "home")
+    assert (tmp_path / "home" / name).read_bytes() == bytes(1003), "and what broke off is fetched again"
+
+
+def test_a_checkpoint_without_a_list_of_digests_must_prove_itself(server, ended, tmp_path):
+    ended(**{kernel.SUMS: b""})
+    with pytest.raises(InputError, match="damaged"):
+        fetch_all(tmp_path / "home")
+
+
+def test_status_and_pull_as_commands(server, folder, capfd):
+    assert "no version" in facegen(capfd, "kernel", "status", "--folder", folder)[1]
+    assert facegen(capfd, "kernel", "push", "--folder", folder)[0] == 0
+    assert "version 1: waits for a machine" in facegen(capfd, "kernel", "status", "--folder", folder)[1]
+    server.start(REF)
+    server.next("GetKernelSessionStatus", *[faults.status("DREAMING")] * 1)
+    assert "in a state that Kaggle does not tell" in facegen(capfd, "kernel", "status", "--folder", folder)[1]
+    server.finish(REF, "COMPLETE", outputs=left_behind(7), log="epoch 7/60\n")
+    _, out, _ = facegen(capfd, "kernel", "status", "--folder", folder)
+    assert "ended well" in out and "epoch 7/60" in out and "its run is paused at epoch 7, step 0" in out
+    status, out, _ = facegen(capfd, "kernel", "pull", "--folder", folder)
+    assert status == 0 and (folder / "output/run/status.json").exists()
+
+
+# The chain
+
+
+def chain(folder, lines=None, job=None):
+    return run_chain(folder, job, Kaggle(), (lines if lines is not None else []).append, **FAST)
+
+
+def outcomes(folder):
+    return [session["outcome"] for session in Chain(folder).sessions]
+
+
+def test_a_chain_goes_on_until_all_epochs_are_trained(server, tmp_path):
+    server.execute, lines = one_epoch_each(4), []
+    assert chain(tmp_path / "kernel", lines) == "done"
+    assert outcomes(tmp_path / "kernel") == ["paused"] * 3 + ["finished"]
+    assert [begin_of(version) for version in server.kernels[REF]] == [None, (1, 0), (2, 0), (3, 0)]
+    assert [version.kernel_sources for version in server.kernels[REF]] == [[], [REF], [REF], [REF]]
+    assert {version.request.get("dockerImage") for version in server.kernels[REF][1:]} == {server.latest_image}
+    assert "  epoch 3/4" in lines and sum("GPU quota left" in line for line in lines) == 4
+    assert (tmp_path / "kernel/output/run/checkpoints/epoch_0004_step_000000.npz").exists()
+    assert chain(tmp_path / "kernel") == "done" and pushes(server) == 4, "nothing is left to do"
+
+
+def with_sessions(server, *special):
+    """The honest sessions, but for some of them: number -> what it returns, or None for honesty."""
+    honest, special = one_epoch_each(3), dict(special)
+    server.execute = lambda version, mounts: special.pop(version.number, honest(version, mounts))
+
+
+DIED = ("ERROR", {}, "epoch 1.7/3\n")
+
+
+def test_a_session_that_dies_without_output_costs_that_session(server, tmp_path):
+    with_sessions(server, (2, DIED))
+    lines = []
+    assert chain(tmp_path / "kernel", lines) == "done"
+    assert outcomes(tmp_path / "kernel") == ["paused", "brought nothing", "paused", "finished"]
+    assert [begin_of(version) for version in server.kernels[REF]] == [None, (1, 0), (1, 0), (2, 0)]
+    assert any(line.startswith("session 2 brought nothing") for line in lines)
+
+
+def test_a_first_session_that_dies_leaves_nothing_to_attach(server, tmp_path):
+    with_sessions(server, (1, DIED))
+    assert chain(tmp_path / "kernel") == "done"
+    assert [version.kernel_sources for version in server.kernels[REF]] == [[], [], [REF], [REF]]
+
+
+def test_two_that_die_in_a_row_stop_the_chain_and_a_person_may_start_it_again(server, tmp_path):
+    with_sessions(server, (2, DIED), (3, DIED))
+    assert chain(tmp_path / "kernel").startswith("2 sessions in a row brought nothing")
+    assert pushes(server) == 3 and (tmp_path / "kernel/output/run/status.json").exists(), "what there is is brought home"
+    assert chain(tmp_path / "kernel") == "done"
+
+
+@pytest.mark.parametrize("fault", ["empty", "older"])
+def test_a_mount_that_serves_too_little_is_noticed_and_tried_again(server, tmp_path, fault):
+    server.execute, lines = one_epoch_each(4), []
+    server.next(f"Mount {REF}", faults.honest, getattr(faults, fault))
+    assert chain(tmp_path / "kernel", lines) == "done"
+    assert outcomes(tmp_path / "kernel") == ["paused", "paused", "refused", "paused", "finished"]
+    assert any("session 3 refused" in line for line in lines)
+
+
+def test_a_session_that_went_backwards_stops_the_chain(server, tmp_path):
+    with_sessions(server, (3, ("COMPLETE", left_behind(1), "")))
+    reason = chain(tmp_path / "kernel")
+    assert reason == "session 3 went backwards: it is at epoch 1, step 0 and was at epoch 2, step 0"
+    assert outcomes(tmp_path / "kernel") == ["paused", "paused", "went backwards"] and pushes(server) == 3
+
+
+@pytest.mark.parametrize("output", [{}, {"run/status.json": b"{"}, left_behind(1)], ids=["none", "damaged", "no further"])
+def test_a_session_that_ends_well_and_brings_nothing_is_not_taken_for_one_that_did(server, tmp_path, output):
+    with_sessions(server, (2, ("COMPLETE", output, "")))
+    chain(tmp_path / "kernel")
+    assert outcomes(tmp_path / "kernel")[1] in ("brought nothing", "went backwards")
+
+
+def test_losses_beyond_saving_stop_the_chain(server, tmp_path):
+    with_sessions(server, (2, ("COMPLETE", left_behind(1, 40, "diverged", "try smaller rates"), "")))
+    assert chain(tmp_path / "kernel") == "session 2 diverged: try smaller rates"
+
+
+def test_quota_that_runs_out_stops_it_and_the_next_week_goes_on(server, tmp_path):
+    server.execute, lines = one_epoch_each(3), []
+    server.quota_used = timedelta(hours=19.9)
+    first = one_epoch_each(3)
+
+    def and_use_it(version, mounts):
+        server.quota_used += timedelta(hours=9)
+        return first(version, mounts)
+
+    server.execute = and_use_it
+    with pytest.raises(InputError, match=r"GPU quota: .* run this again after"):
+        chain(tmp_path / "kernel", lines)
+    assert outcomes(tmp_path / "kernel") == ["paused"]
+    server.quota_used, server.execute = timedelta(0), first
+    assert chain(tmp_path / "kernel") == "done" and pushes(server) == 3
+
+
+def test_other_settings_do_not_get_into_a_chain(server, tmp_path):
+    server.execute = one_epoch_each(2)
+    chain(tmp_path / "kernel", job=Job(settings={"epochs": 2}))
+    with pytest.raises(InputError, match="the settings that its chain was begun with"):
+        chain(tmp_path / "kernel", job=Job(settings={"epochs": 3}))
+    assert chain(tmp_path / "kernel", job=Job(settings={"epochs": 2})) == "done"
+
+
+READS = ["GetKernelSessionStatus", "ListKernelSessionOutput", "GetKernel", "GetAcceleratorQuotaStatistics", "ListKernels"]
+
+
+@pytest.mark.parametrize("method", READS)
+def test_a_bad_moment_of_kaggle_is_waited_for(server, tmp_path, method):
+    server.execute = one_epoch_each(2)
+    server.next(method, faults.server_error, faults.html, faults.disconnect)
+    assert chain(tmp_path / "kernel") == "done" and pushes(server) == 2
+
+
+def test_a_state_that_the_client_does_not_know_is_waited_for(server, tmp_path):
+    server.execute = one_epoch_each(2, seconds=0.3)
+    server.next("GetKernelSessionStatus", faults.status("DREAMING"), faults.empty, faults.status(""))
+    assert chain(tmp_path / "kernel") == "done" and pushes(server) == 2
+
+
+@pytest.mark.parametrize("fault", ["accepted_then_500", "server_error", "accepted_then_disconnect"])
+def test_a_push_in_the_chain_that_is_lost_is_settled_at_the_next_start(server, tmp_path, fault):
+    server.execute = one_epoch_each(3)
+    server.next("SaveKernel", faults.honest, getattr(faults, fault))
+    try:
+        assert chain(tmp_path / "kernel") == "done"
+    except KaggleTrouble:
+        assert chain(tmp_path / "kernel") == "done"
+    assert len(server.kernels[REF]) == 3
+
+
+def test_two_who_follow_one_chain_are_one_too_many(server, tmp_path):
+    server.execute = one_epoch_each(2, seconds=5)
+    first = subprocess.Popen([sys.executable, SCRIPT, tmp_path / "kernel"], env={**os.environ, **server.environment()},
+                             stdout=subprocess.PIPE, text=True)
+    while "version 1" not in first.stdout.readline():
+        assert first.poll() is None
+    with pytest.raises(InputError, match="a chain that nobody else follows"):
+        chain(tmp_path / "kernel")
+    first.kill()
+    first.communicate()
+    assert chain(tmp_path / "kernel") == "done" and pushes(server) == 2
+
+
+KILLS = 10
+
+
+def test_killing_the_command_leads_to_no_second_session_and_no_lost_one(server, tmp_path):
+    epochs, chance, kills = 8, random.Random(0), 0
+    server.execute = one_epoch_each(epochs, seconds=0.5)
+    environment = {**os.environ, **server.environment()}
+    for _ in range(200):
+        process = subprocess.Popen([sys.executable, SCRIPT, tmp_path / "kernel"], env=environment, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process.stdout.readline()
+        if kills < KILLS:
+            time.sleep(0.8 * chance.random())
+            process.kill()
+            kills += process.wait() == -9
+        process.communicate(timeout=120)
+        if process.returncode == 0:
+            break
+    assert kills == KILLS and process.returncode == 0
+    assert [begin_of(version) for version in server.kernels[REF]] == [None, *((epoch, 0) for epoch in range(1, epochs))]
+    assert [version.status for version in server.kernels[REF]] == ["COMPLETE"] * epochs
+    assert [each for each in outcomes(tmp_path / "kernel") if each != "not pushed"] == ["paused"] * (epochs - 1) + ["finished"]
+
+
+MOMENTS = {"before it was sent": False, "after it was accepted": True}
+
+
+@pytest.mark.parametrize("sent", MOMENTS.values(), ids=MOMENTS)
+def test_a_kill_in_the_midst_of_a_push(server, tmp_path, monkeypatch, sent):
+    server.execute, original, killed = one_epoch_each(2), Kaggle.call, []
+
+    def call(self, method, **fields):
+        if method == "save_kernel" and not killed:
+            killed.append(sent and original(self, method, **fields))
+            raise KeyboardInterrupt  # stands for a kill: nothing is done after it
+        return original(self, method, **fields)
+
+    monkeypatch.setattr(Kaggle, "call", call)
+    with pytest.raises(KeyboardInterrupt):
+        chain(tmp_path / "kernel")
+    assert outcomes(tmp_path / "kernel") == [None]
+    assert chain(tmp_path / "kernel") == "done"
+    assert [begin_of(version) for version in server.kernels[REF]] == [None, (1, 0)]
+
+
+# Credentials
+
+
+@pytest.mark.parametrize("how", ["token", "token file", "name and key", "kaggle.json"])
+def test_each_kind_of_credentials_is_found(server, folder, monkeypatch, tmp_path, how):
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    (tmp_path / "home/.kaggle").mkdir(parents=True)
+    if how == "token":
+        monkeypatch.setenv("KAGGLE_API_TOKEN", server.token)
+    elif how == "token file":
+        (tmp_path / "home/.kaggle/access_token").write_text(server.token + "\n")
+    elif how == "name and key":
+        monkeypatch.setenv("KAGGLE_USERNAME", "me")
+        monkeypatch.setenv("KAGGLE_KEY", server.key)
+    else:
+        (tmp_path / "home/.kaggle/kaggle.json").write_text(json.dumps({"username": "me", "key": server.key}))
+    assert Kaggle().owner == "me" and push_once(folder) == 1
+
+
+def test_a_wrong_or_overlong_token_is_answered_in_one_line_without_it(server, folder, capfd, monkeypatch):
+    for token in ("secret-but-wrong", "secret-" + "x" * 5000):
+        monkeypatch.setenv("KAGGLE_API_TOKEN", token)
+        status, out, err = facegen(capfd, "kernel", "push", "--folder", folder)
+        assert status == 2 and err.count("\n") == 1 and "secret" not in out + err and "KAGGLE_API_TOKEN" in err
+
+
+def test_no_credential_gets_into_any_line_or_file(server, tmp_path, capfd, monkeypatch):
+    server.token = "KGAT_secret_token"
+    monkeypatch.setenv("KAGGLE_API_TOKEN", server.token)
+    server.execute, lines = one_epoch_each(2), []
+    server.next("SaveKernel", faults.accepted_then_500)
+    server.next("ListKernelSessionOutput", faults.honest, faults.html)
+    server.next("File run/config.json", *[faults.truncated] * 3)
+    with pytest.raises(KaggleTrouble) as caught:
+        chain(tmp_path / "kernel", lines)
+    lines += [str(caught.value), repr(caught.value)]
+    server.next("GetKernelSessionStatus", faults.unauthorized)
+    build(tmp_path / "kernel", Job(), "me")
+    shown = facegen(capfd, "kernel", "status", "--folder", tmp_path / "kernel")
+    everything = "\n".join([*lines, *map(str, shown)]).encode()
+    everything += b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"secret_token" not in everything and b"signature" not in everything
+    assert hashlib.sha256(everything) and b"epoch 1/2" in everything, "what was looked at is what was printed"
