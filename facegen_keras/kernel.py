@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['STARTED', 'MOST_HOURS', 'LEAST_VERSIONS', 'LEAST_DISK', 'SUMS', 'PACKAGE', 'FIRST_CELL', 'NOBODY', 'MACHINE', 'KEYS',
-           'SOURCE', 'TRIAL', 'TOKEN_ADVICE', 'RUNNING', 'IN_WORDS', 'FRUITLESS', 'PATIENCE_WITH_THE_UNKNOWN', 'Job',
-           'SessionError', 'trial', 'kaggle_folder', 'check_machine', 'version_parts', 'graphics_cards', 'find_data',
-           'find_output', 'fetch_run', 'in_words', 'begin_session', 'session_config', 'train_session', 'write_sums',
-           'digest', 'make_wheel', 'wheel_digest', 'make_notebook', 'make_metadata', 'build', 'slugify', 'check_folder',
-           'lay_out', 'run_notebook', 'KaggleTrouble', 'trouble', 'Kaggle', 'sign_in', 'split', 'newest_version',
-           'session_status', 'gpu_hours', 'running_sessions', 'describe', 'arrived', 'refuse_to_push', 'push',
-           'job_hours', 'save_fields', 'differences', 'list_outputs', 'inside', 'fetch', 'pull', 'judge', 'read_status',
-           'next_move', 'Chain', 'follow', 'run_chain', 'go_on', 'push_session', 'end_session']
+           'MAY_LACK', 'REMEDY', 'SOURCE', 'TRIAL', 'TOKEN_ADVICE', 'RUNNING', 'IN_WORDS', 'FRUITLESS',
+           'PATIENCE_WITH_THE_UNKNOWN', 'Job', 'SessionError', 'trial', 'kaggle_folder', 'check_machine',
+           'version_parts', 'graphics_cards', 'find_data', 'find_output', 'fetch_run', 'in_words', 'begin_session',
+           'session_config', 'train_session', 'write_sums', 'digest', 'make_wheel', 'wheel_digest', 'make_notebook',
+           'make_metadata', 'build', 'slugify', 'check_folder', 'check_metadata', 'lay_out', 'run_notebook',
+           'KaggleTrouble', 'trouble', 'Kaggle', 'sign_in', 'split', 'newest_version', 'session_status', 'gpu_hours',
+           'running_sessions', 'describe', 'arrived', 'refuse_to_push', 'push', 'job_hours', 'save_fields',
+           'differences', 'list_outputs', 'inside', 'fetch', 'pull', 'judge', 'read_status', 'next_move', 'Chain',
+           'follow', 'run_chain', 'go_on', 'push_session', 'end_session']
 
 # %% ../nbs/09_kernel.ipynb #deae9405
 import base64
@@ -88,9 +89,8 @@ def check_machine() -> str:  # the GPUs, in words
     for name, least in LEAST_VERSIONS.items():
         version = metadata.version(name)
         if version_parts(version) < version_parts(least):
-            raise SessionError(
-                f"{name} {least} or newer is needed, this image has {version}: choose the latest environment"
-            )
+            raise SessionError(f"{name} {least} or newer is needed, this image has {version}: "
+                               "choose the latest environment")
     free = shutil.disk_usage(kaggle_folder() / "working").free
     if free < LEAST_DISK:
         raise SessionError(f"4 GB of disk are needed for checkpoints, {free / 1e9:.1f} GB are free")
@@ -108,9 +108,8 @@ def version_parts(version: str) -> list[int]:
 def graphics_cards() -> list[str]:
     "Names of the NVIDIA cards; none where their driver is not installed."
     try:
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=60
-        )
+        answer = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True,
+                                text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return []
     return answer.stdout.splitlines() if answer.returncode == 0 else []
@@ -180,7 +179,6 @@ def train_session(job: Job, config: RunConfig):  # the Run: finished, paused or 
     "Trains until the run is finished or the hours are used up, and leaves a list of what it wrote."
     from facegen_keras.checkpoint import Run
     from facegen_keras.training import train
-
     try:
         train(config, hours=trial().get("hours", job.hours), started=STARTED)
     except TrainingDiverged as error:
@@ -195,7 +193,7 @@ SUMS = "SHA256SUMS"
 
 
 def write_sums(working: Path) -> None:
-    "Lists every file of the run with its digest, as `sha256sum` does; who fetches them can tell whether they are whole."
+    "Lists every file of the run with its digest, as `sha256sum` does, for those who fetch them."
     paths = sorted(path for path in working.glob("run/**/*") if path.is_file() and path.name != "lock")
     lines = (f"{digest(path)}  {path.relative_to(working).as_posix()}\n" for path in paths)
     write_file(working / SUMS, "".join(lines).encode())
@@ -214,13 +212,11 @@ def make_wheel() -> tuple[str, bytes]:
     "This very package as a wheel: name, content."
     name, version = PACKAGE.name, facegen_keras.__version__
     about = f"{name}-{version}.dist-info"
-    files = {
-        f"{name}/{path.name}": path.read_bytes() for path in sorted(PACKAGE.glob("*.py")) if path.stem != "_modidx"
-    }
+    modules = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "_modidx")
+    files = {f"{name}/{path.name}": path.read_bytes() for path in modules}
     files[f"{about}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
-    files[f"{about}/WHEEL"] = (
-        b"Wheel-Version: 1.0\nGenerator: facegen_keras\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    )
+    files[f"{about}/WHEEL"] = (b"Wheel-Version: 1.0\nGenerator: facegen_keras\nRoot-Is-Purelib: true\n"
+                               b"Tag: py3-none-any\n")
     record = [f"{path},sha256={wheel_digest(content)},{len(content)}" for path, content in files.items()]
     files[f"{about}/RECORD"] = "\n".join([*record, f"{about}/RECORD,,\n"]).encode()
     buffer = io.BytesIO()
@@ -293,26 +289,10 @@ def build(
     return key
 
 # %% ../nbs/09_kernel.ipynb #15ebdfe0
-KEYS = {
-    "id",
-    "id_no",
-    "title",
-    "code_file",
-    "language",
-    "kernel_type",
-    "is_private",
-    "enable_gpu",
-    "enable_tpu",
-    "enable_internet",
-    "keywords",
-    "dataset_sources",
-    "kernel_sources",
-    "competition_sources",
-    "model_sources",
-    "docker_image",
-    "docker_image_pinning_type",
-    "machine_shape",
-}
+KEYS = {"id", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu", "enable_internet",
+        "dataset_sources", "kernel_sources", "competition_sources", "model_sources", "machine_shape"}
+MAY_LACK = {"docker_image"}
+REMEDY = "mend kernel-metadata.json, or make it anew with facegen kernel build"
 SOURCE = r"[\w-]+/[\w-]+"  # owner/slug, and no datasets/ or code/ before it
 
 
@@ -322,44 +302,35 @@ def slugify(title: str) -> str:
     return "-".join(re.findall(r"[a-z0-9]+", plain))
 
 
-def check_folder(
-    folder: Path,
-) -> tuple[dict, str, str]:  # metadata, the notebook's text, its key ("": not built here)
+def check_folder(folder: Path) -> tuple[dict, str, str]:  # metadata, the notebook's text, its key ("": not built here)
     "Everything that can be wrong with a folder; `InputError` with the first."
     try:
         about = json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))
         text = (folder / about["code_file"]).read_text(encoding="utf-8")
         notebook = json.loads(text)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise input_error(
-            str(folder),
-            "kernel-metadata.json and the notebook that it names",
-            f"{type(error).__name__}: " f"{error}",
-            "make it with facegen kernel build",
-        ) from None
-    remedy = "mend kernel-metadata.json, or make it anew with facegen kernel build"
-    slug = str(about.get("id", "")).partition("/")[2]
-    for key in about.keys() - KEYS:
-        raise input_error("kernel-metadata.json", f"keys that Kaggle knows ({', '.join(sorted(KEYS))})", key, remedy)
-    for name, value in (
-        ("id", about.get("id", "")),
-        *(("dataset_sources", source) for source in about["dataset_sources"]),
-        *(("kernel_sources", source) for source in about["kernel_sources"]),
-    ):
-        if not re.fullmatch(SOURCE, str(value)):
-            raise input_error(f"kernel-metadata.json: {name}", "owner/name", value, remedy)
-    if not 5 <= len(slug) <= 50 or slugify(about["title"]) != slug:
-        raise input_error(
-            "kernel-metadata.json: title", f"5 to 50 characters that make the name {slug!r}", about["title"], remedy
-        )
-    if "id_no" in about:
-        raise input_error("kernel-metadata.json: id_no", "no such key, since it overrides id", about["id_no"], remedy)
+        raise input_error(str(folder), "kernel-metadata.json and the notebook that it names",
+                          f"{type(error).__name__}: {error}", "make it with facegen kernel build") from None
+    check_metadata(about)
     if not notebook.get("metadata", {}).get("kernelspec", {}).get("name"):
-        raise input_error(
-            about["code_file"], "a kernelspec in its metadata, or the session dies at once", None, remedy
-        )
+        raise input_error(about["code_file"], "a kernelspec in its metadata, or the session dies at once", None, REMEDY)
     key = re.search(r"facegen-[0-9a-f]{20}", text)
     return about, text, key.group() if key else ""
+
+
+def check_metadata(about: dict) -> None:
+    "What Kaggle would refuse, or take for something else."
+    what, slug = "kernel-metadata.json", str(about.get("id", "")).partition("/")[2]
+    for key in sorted(about.keys() ^ KEYS):
+        if key not in MAY_LACK:
+            raise input_error(what, "exactly the keys " + ", ".join(sorted(KEYS)), key, REMEDY)
+    lists = ("dataset_sources", "kernel_sources")
+    sources = [("id", about["id"]), *((name, each) for name in lists for each in about[name])]
+    for name, value in sources:
+        if not re.fullmatch(SOURCE, str(value)):
+            raise input_error(f"{what}: {name}", "owner/name", value, REMEDY)
+    if not 5 <= len(slug) <= 50 or slugify(about["title"]) != slug:
+        raise input_error(f"{what}: title", f"5 to 50 characters that make the name {slug!r}", about["title"], REMEDY)
 
 # %% ../nbs/09_kernel.ipynb #2b6b2f59
 TRIAL = {"image_size": 32, "width": 8, "batch_size": 16, "epochs": 2}
@@ -555,38 +526,23 @@ def gpu_hours(kaggle: Kaggle) -> tuple[float, object]:  # hours left this week, 
     if quota is None or quota.total_time_allowed is None:
         raise KaggleTrouble("Kaggle did not say what GPU quota is left")
     used = [time for time in (quota.time_used, quota.time_reserved) if time]
-    return (
-        quota.total_time_allowed - sum(used, datetime.timedelta())
-    ).total_seconds() / 3600, answer.quota_refresh_time
+    left = quota.total_time_allowed - sum(used, datetime.timedelta())
+    return left.total_seconds() / 3600, answer.quota_refresh_time
 
 
 def running_sessions(kaggle: Kaggle) -> list[str]:  # refs
     "Kernels of the account that use a GPU just now; at most two may."
     from kagglesdk.kernels.types.kernels_enums import KernelsListSortType, KernelsListViewType
-
-    listed = kaggle.ask(
-        "list_kernels", group=KernelsListViewType.PROFILE, sort_by=KernelsListSortType.DATE_RUN, page_size=20
-    ).kernels
-    cards = [
-        each for each in listed if (each.machine_shape or "").startswith("Nvidia") and each.current_version_number
-    ]
-    return [
-        each.ref
-        for each in cards
-        if session_status(kaggle, each.ref, each.current_version_number)[0] in RUNNING - {"UNKNOWN", "NEW_SCRIPT"}
-    ]
+    listed = kaggle.ask("list_kernels", group=KernelsListViewType.PROFILE, sort_by=KernelsListSortType.DATE_RUN,
+                        page_size=20).kernels
+    cards = [each for each in listed if (each.machine_shape or "").startswith("Nvidia") and each.current_version_number]
+    return [each.ref for each in cards
+            if session_status(kaggle, each.ref, each.current_version_number)[0] in RUNNING - {"UNKNOWN", "NEW_SCRIPT"}]
 
 # %% ../nbs/09_kernel.ipynb #2beccae0
-IN_WORDS = {
-    "QUEUED": "waits for a machine",
-    "RUNNING": "runs",
-    "COMPLETE": "ended well",
-    "ERROR": "failed",
-    "CANCEL_REQUESTED": "is being cancelled",
-    "CANCEL_ACKNOWLEDGED": "was cancelled",
-    "NEW_SCRIPT": "was saved, and not run",
-    "UNKNOWN": "is in a state that Kaggle does not tell",
-}
+IN_WORDS = {"QUEUED": "waits for a machine", "RUNNING": "runs", "COMPLETE": "ended well", "ERROR": "failed",
+            "CANCEL_REQUESTED": "is being cancelled", "CANCEL_ACKNOWLEDGED": "was cancelled",
+            "NEW_SCRIPT": "was saved, and not run", "UNKNOWN": "is in a state that Kaggle does not tell"}
 
 
 def describe(kaggle: Kaggle, ref: str, report=print) -> None:
@@ -623,7 +579,7 @@ def arrived(
             return None
         time.sleep(min(5, patience / 5))
 
-
+# %% ../nbs/09_kernel.ipynb #a4bfbaf3
 def refuse_to_push(kaggle: Kaggle, ref: str, before: int, hours: float, report) -> None:
     "Raises unless a session can start now; says what it will cost."
     if before and session_status(kaggle, ref, before)[0] in RUNNING - {"NEW_SCRIPT", "UNKNOWN"}:
@@ -670,7 +626,7 @@ def push(
         report(f"take care: {line}")
     return version
 
-
+# %% ../nbs/09_kernel.ipynb #589a8d63
 def job_hours(text: str) -> float:  # 11.5 if it was not built here
     "The hours that a notebook's job asks for."
     found = re.search(r"'hours': ([0-9.]+)", text)
@@ -702,18 +658,13 @@ def differences(kaggle: Kaggle, about: dict, answer) -> list[str]:
     ref = getattr(answer, "ref", "").removeprefix("/code/")
     return lines + ([f"Kaggle has named it {ref}"] if ref and ref != about["id"] else [])
 
-# %% ../nbs/09_kernel.ipynb #a4bfbaf3
+# %% ../nbs/09_kernel.ipynb #9c75e30e
 def list_outputs(kaggle: Kaggle, ref: str, version: int) -> tuple[dict, list[str]]:  # name -> address, lines printed
     "All files of a version's output, and its log."
     files, token = {}, ""
     while True:
-        answer = kaggle.ask(
-            "list_kernel_session_output",
-            **split(ref),
-            version_label=f"v{version}",
-            page_size=200,
-            **({"page_token": token} if token else {}),
-        )
+        answer = kaggle.ask("list_kernel_session_output", **split(ref), version_label=f"v{version}", page_size=200,
+                            **({"page_token": token} if token else {}))
         files.update({file.file_name: file.url for file in answer.files or []})
         token = answer.next_page_token
         if not token:
@@ -735,19 +686,16 @@ def inside(folder: Path, name: str) -> Path:
         raise input_error(str(folder), "a folder without links", name, "fetch into another folder")
     return target
 
-
+# %% ../nbs/09_kernel.ipynb #df05bf41
 def fetch(address: str, target: Path, sha256: str | None = None, tries: int = 3) -> None:
     "One file, whole or not at all."
     import requests
 
     def write(file):
-        with requests.get(
-            address, stream=True, timeout=Kaggle.TIMEOUT, headers={"Accept-Encoding": "identity"}
-        ) as answer:
+        plain = {"Accept-Encoding": "identity"}
+        with requests.get(address, stream=True, timeout=Kaggle.TIMEOUT, headers=plain) as answer:
             if answer.status_code != 200:
-                raise KaggleTrouble(
-                    f"Kaggle answered with {answer.status_code} for {target.name}", answer.status_code
-                )
+                raise KaggleTrouble(f"Kaggle answered with {answer.status_code} for {target.name}", answer.status_code)
             for chunk in answer.iter_content(2**20):
                 file.write(chunk)
 
@@ -783,14 +731,13 @@ def pull(kaggle: Kaggle, ref: str, version: int, folder: Path, report=print) -> 
             fetch(address, targets[name], known)
             if name.endswith(".npz") and not known:
                 from facegen_keras.checkpoint import verify_checkpoint
-
                 verify_checkpoint(targets[name])
             fetched += 1
     if missing := sorted(sums.keys() - files.keys()):
         raise KaggleTrouble(f"Kaggle does not list {len(missing)} files that the session wrote, such as {missing[0]}")
     report(f"{len(files):,} files of version {version} in {folder}, {fetched:,} of them fetched just now")
 
-# %% ../nbs/09_kernel.ipynb #589a8d63
+# %% ../nbs/09_kernel.ipynb #fe732ccc
 def judge(kaggle: Kaggle, ref: str, version: int, begin) -> tuple[str, list | None, str]:  # outcome, place, in words
     "How a session that has ended has ended."
     status, failure = session_status(kaggle, ref, version)
@@ -823,7 +770,7 @@ def read_status(address: str) -> dict:
         except (ValueError, KeyError, TypeError):
             return {"epoch": 0, "step": 0, "state": ""}
 
-# %% ../nbs/09_kernel.ipynb #9c75e30e
+# %% ../nbs/09_kernel.ipynb #cc9e45f7
 FRUITLESS = 2  # sessions in a row
 
 
@@ -845,7 +792,7 @@ def next_move(
         return "stop", f"{fruitless} sessions in a row brought nothing; the last, {last['outcome']}: {last['words']}"
     return "push", kept[-1] if kept else None
 
-# %% ../nbs/09_kernel.ipynb #795e2914
+# %% ../nbs/09_kernel.ipynb #361468a6
 class Chain:
     "The record of a chain of sessions, in `chain.json` of the kernel's folder."
 
@@ -854,13 +801,8 @@ class Chain:
         try:
             self.record = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
         except ValueError:
-            raise input_error(
-                str(self.path),
-                "the record of a chain",
-                "a damaged file",
-                "move it away; facegen kernel "
-                "status says what is on Kaggle, and facegen kernel run then begins a new chain",
-            ) from None
+            raise input_error(str(self.path), "the record of a chain", "a damaged file", "move it away; facegen kernel "
+                              "status says what is on Kaggle, and facegen kernel run then begins a new chain") from None
 
     def begin(self, ref: str, job: Job) -> None:
         self.record = {"kernel": ref, "job": dataclasses.asdict(job), "image": "", "sessions": []}
@@ -878,7 +820,7 @@ class Chain:
     def save(self) -> None:
         write_file(self.path, (json.dumps(self.record, indent=2) + "\n").encode())
 
-
+# %% ../nbs/09_kernel.ipynb #6f5c30ab
 def follow(kaggle: Kaggle, ref: str, version: int, report, every: float) -> None:
     "Waits until a session has ended; reports what it prints."
     seen, state, unknown = 0, "", 0
@@ -889,9 +831,8 @@ def follow(kaggle: Kaggle, ref: str, version: int, report, every: float) -> None
             state = status
         unknown = unknown + 1 if status == "UNKNOWN" else 0
         if unknown * every > PATIENCE_WITH_THE_UNKNOWN:
-            raise KaggleTrouble(
-                f"Kaggle has not told the state of {ref} for {PATIENCE_WITH_THE_UNKNOWN / 3600:g} hours"
-            )
+            hours = PATIENCE_WITH_THE_UNKNOWN / 3600
+            raise KaggleTrouble(f"Kaggle has not told the state of {ref} for {hours:g} hours")
         if status != "QUEUED":
             try:
                 said = list_outputs(kaggle, ref, version)[1]
@@ -908,7 +849,7 @@ def follow(kaggle: Kaggle, ref: str, version: int, report, every: float) -> None
 
 PATIENCE_WITH_THE_UNKNOWN = 3600  # seconds
 
-# %% ../nbs/09_kernel.ipynb #cc9e45f7
+# %% ../nbs/09_kernel.ipynb #56e030c0
 def run_chain(
     folder: Path,  # of the kernel; holds chain.json
     job: Job | None,  # None: the one of the chain that is there
@@ -923,25 +864,20 @@ def run_chain(
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise input_error(
-            str(folder), "a chain that nobody else follows", "one that another process follows", "let that one go on"
-        ) from None
+        raise input_error(str(folder), "a chain that nobody else follows", "one that another process follows",
+                          "let that one go on") from None
     try:
         chain = Chain(folder)
         if not chain.record:
             chain.begin(f"{kaggle.owner}/{(job or Job()).slug}", job or Job())
         elif job is not None and json.loads(json.dumps(dataclasses.asdict(job))) != chain.record["job"]:
-            raise input_error(
-                str(folder),
-                "the settings that its chain was begun with",
-                "others",
-                "leave the options out to go on with it, or give another --folder",
-            )
+            raise input_error(str(folder), "the settings that its chain was begun with", "others",
+                              "leave the options out to go on with it, or give another --folder")
         return go_on(chain, folder, kaggle, report, every, patience)
     finally:
         lock.release()
 
-
+# %% ../nbs/09_kernel.ipynb #ec950f3f
 def go_on(chain: Chain, folder: Path, kaggle: Kaggle, report, every: float, patience: float) -> str:
     "The chain from where it is to its end."
     ref, since = chain.record["kernel"], len([each for each in chain.sessions if each["outcome"]])
@@ -952,34 +888,22 @@ def go_on(chain: Chain, folder: Path, kaggle: Kaggle, report, every: float, pati
         if move == "push":
             push_session(chain, detail, folder, kaggle, report, patience)
             continue
-        last = max(
-            (each["version"] for each in chain.sessions if each["outcome"] in ("finished", "paused", "diverged")),
-            default=None,
-        )
+        kept = [each["version"] for each in chain.sessions if each["outcome"] in ("finished", "paused", "diverged")]
+        last = max(kept, default=None)
         if last:
             pull(kaggle, ref, last, folder / "output", report)
-        report(
-            f"finished: the faces are in {folder / 'output' / 'run' / 'samples'}"
-            if move == "done"
-            else f"stopped: {detail}"
-        )
+        if move == "done":
+            report(f"finished: the faces are in {folder / 'output' / 'run' / 'samples'}")
         return "done" if move == "done" else detail
 
-
+# %% ../nbs/09_kernel.ipynb #14b43069
 def push_session(chain: Chain, begin, folder: Path, kaggle: Kaggle, report, patience: float) -> None:
     "Builds and pushes the next session; it is on record before it is sent."
     ref, number = chain.record["kernel"], len(chain.sessions) + 1
     job = Job(**{**chain.record["job"], "session": number, "begin": begin and tuple(begin)})
     key = build(folder, job, ref.split("/")[0], chain.record["image"])
-    session = {
-        "number": number,
-        "key": key,
-        "begin": begin,
-        "version": None,
-        "outcome": None,
-        "place": None,
-        "words": "",
-    }
+    session = {"number": number, "key": key, "begin": begin, "version": None, "outcome": None, "place": None,
+               "words": ""}
 
     def noted(before):
         session["before"] = before
@@ -995,10 +919,8 @@ def push_session(chain: Chain, begin, folder: Path, kaggle: Kaggle, report, pati
     image = newest_version(kaggle, ref)[2]
     chain.record["image"] = chain.record["image"] or getattr(image, "docker_image", "") or ""
     chain.note(session, version=version)
-    report(
-        f"session {number} is version {version} of {ref}"
-        + (f", which goes on after {in_words(begin)}" if begin else "")
-    )
+    report(f"session {number} is version {version} of {ref}"
+           + (f", which goes on after {in_words(begin)}" if begin else ""))
 
 
 def end_session(chain: Chain, session: dict, kaggle: Kaggle, report, every: float, patience: float) -> None:

@@ -472,3 +472,55 @@ def test_no_credential_gets_into_any_line_or_file(server, tmp_path, capfd, monke
     everything += b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"secret_token" not in everything and b"signature" not in everything
     assert hashlib.sha256(everything) and b"epoch 1/2" in everything, "what was looked at is what was printed"
+
+
+# Where Kaggle mounts things
+
+
+@pytest.fixture
+def kaggle_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "kaggle"
+    (folder / "working").mkdir(parents=True)
+    monkeypatch.setenv("FACEGEN_TRY", json.dumps({"folder": str(folder)}))
+    return folder
+
+
+@pytest.mark.parametrize("mount", ["celebrities-100k", "datasets/greg115/celebrities-100k"])
+def test_the_data_are_found_where_kaggle_mounts_them(kaggle_folder, mount):
+    (kaggle_folder / "input" / mount).mkdir(parents=True)
+    with pytest.raises(kernel.SessionError, match="or it came up empty"):
+        kernel.find_data(Job())
+    (kaggle_folder / "input" / mount / "100k.txt").touch()
+    assert kernel.find_data(Job()) == kaggle_folder / "input" / mount
+
+
+@pytest.mark.parametrize("mount", ["face-gan-celeba", "notebooks/me/face-gan-celeba"])
+def test_the_run_is_fetched_from_where_kaggle_mounts_it_and_only_if_it_is_as_far_as_it_should_be(kaggle_folder, mount):
+    attached = kaggle_folder / "input" / mount / "run"
+    with pytest.raises(kernel.SessionError, match="no run is attached"):
+        kernel.fetch_run(Job(session=2, begin=(3, 7)))
+    for name in ("config.json", "log.jsonl", "checkpoints/epoch_0003_step_000006.npz", "samples/epoch_0003.png"):
+        (attached / name).parent.mkdir(parents=True, exist_ok=True)
+        (attached / name).write_text(name)
+        (attached / name).chmod(0o444)
+    with pytest.raises(kernel.SessionError, match="older: it is at epoch 3, step 6"):
+        kernel.fetch_run(Job(session=2, begin=(3, 7)))
+    assert not (kaggle_folder / "working/run").exists()
+    kernel.fetch_run(Job(session=2, begin=(3, 6)))
+    copied = [path for path in (kaggle_folder / "working/run").rglob("*") if path.is_file()]
+    assert len(copied) == 4 and all(path.stat().st_mode & 0o200 for path in copied), "what is attached is read-only"
+
+
+def test_a_machine_that_will_not_do_is_refused_in_one_sentence(kaggle_folder, monkeypatch):
+    kernel.check_machine()
+    monkeypatch.setattr(kernel, "LEAST_DISK", 10**18)
+    with pytest.raises(kernel.SessionError, match="4 GB of disk are needed"):
+        kernel.check_machine()
+    monkeypatch.setattr(kernel, "LEAST_VERSIONS", {"keras": "99.0"})
+    with pytest.raises(kernel.SessionError, match="keras 99.0 or newer is needed, this image has"):
+        kernel.check_machine()
+    monkeypatch.undo()
+    monkeypatch.setattr(kernel, "kaggle_folder", lambda: kaggle_folder)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(kernel.SessionError, match="no GPU: choose the accelerator GPU T4 x2"):
+        kernel.check_machine()
