@@ -48,5 +48,5 @@ clean:
 
 .venv-kaggle/ready: settings.ini setup.py
 	$(PYTHON) -m venv .venv-kaggle
-	.venv-kaggle/bin/pip install --quiet . pytest nbclient ipykernel "tensorflow==2.20.*" "keras==3.13.2"
+	.venv-kaggle/bin/pip install --quiet . pytest "tensorflow==2.20.*" "keras==3.13.2"
 	@touch $@

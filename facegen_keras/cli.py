@@ -183,7 +183,7 @@ def folder_option(command):
         type=click.Path(path_type=Path, file_okay=False),
         default="kernel",
         show_default=True,
-        help="What is pushed, the record of the chain, and in the end its output.",
+        help="Holds what is pushed, and what comes back.",
     )(command)
 
 
@@ -193,7 +193,7 @@ def job_options(command):
         click.option("--preset", help="Where settings start.  [default: article]"),
         click.option("--dataset", help="Kaggle's name of the data, owner/name.  [default: greg115/celebrities-100k]"),
         click.option("--slug", help="The kernel's name on Kaggle.  [default: face-gan-celeba]"),
-        click.option("--hours", type=float, help="Of a session.  [default: 10]"),
+        click.option("--hours", type=float, help="How long a session trains.  [default: 10]"),
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, such as epochs=20."),
     ]
     for option in reversed(options):
@@ -205,7 +205,7 @@ def make_job(given: dict):  # a kernel.Job; None if nothing was given
     "Options as a job."
     from facegen_keras.kernel import Job
 
-    given = {name: value for name, value in given.items() if value}
+    given = {name: value for name, value in given.items() if value not in (None, ())}
     if "settings" in given:
         given["settings"] = parse_settings(given["settings"])
     return Job(**given) if given else None
@@ -217,7 +217,12 @@ def read_folder(folder: Path) -> str:  # owner/slug
 
     ref = check_folder(folder)[0]["id"]
     if ref.startswith(NOBODY + "/"):
-        raise input_error(str(folder), "a kernel that was pushed", "one that was only built", "facegen kernel push")
+        raise input_error(
+            str(folder),
+            "a kernel that was pushed",
+            "one that was only built",
+            "push it first: facegen kernel push, or run",
+        )
     return ref
 
 # %% ../nbs/10_cli.ipynb #dd212e3c
@@ -228,7 +233,7 @@ def build(folder, **given):
     "Write the notebook, with the package inside, and its metadata."
     from facegen_keras.kernel import Job, build as build_folder
     build_folder(folder, make_job(given) or Job())
-    click.echo(f"{folder / 'facegen.ipynb'}: try it with facegen kernel try, push it with facegen kernel push")
+    click.echo(f"{folder / 'facegen.ipynb'}: try it with facegen kernel try, train it with facegen kernel run")
 
 
 @kernel.command(name="try")
@@ -239,27 +244,28 @@ def try_(folder):
     about, text, _ = check_folder(folder)
     with tempfile.TemporaryDirectory() as place:
         lay_out(Path(place), about["dataset_sources"][0])
-        click.echo("running the notebook: some minutes")
+        click.echo("running the notebook on drawn faces: less than a minute")
         status, said = run_notebook(text, Path(place))
         click.echo(said)
         shutil.rmtree(folder / "tried", ignore_errors=True)
         shutil.copytree(Path(place) / "working", folder / "tried")
     if status != "COMPLETE":
         raise input_error("facegen kernel try", "the notebook to run through", status, "see what it printed")
-    click.echo(f"it runs: what it would leave on Kaggle is in {folder / 'tried'}")
+    click.echo(f"it runs: what it would leave on Kaggle is in {folder / 'tried'}, and how it looks in "
+               f"{folder / 'tried' / '__notebook__.ipynb'}")
 
 
 @kernel.command()
 @folder_option
 def push(folder):
     "Push the folder once: one session."
-    from facegen_keras.kernel import Kaggle, NOBODY, check_folder, job_hours, push as push_folder
-    about, text, _ = check_folder(folder)
+    from facegen_keras.kernel import Kaggle, NOBODY, check_folder, push as push_folder, read_job
+    about, job = check_folder(folder)[0], read_job(folder)
     account = Kaggle()
     if about["id"].startswith(NOBODY + "/"):
         named = json.dumps(about, indent=1).replace(NOBODY + "/", account.owner + "/")
         (folder / "kernel-metadata.json").write_text(named + "\n")
-    version = push_folder(account, folder, job_hours(text), click.echo)
+    version = push_folder(account, folder, job.hours, click.echo)
     click.echo(f"version {version} of {read_folder(folder)}: facegen kernel status tells how it is")
 
 
@@ -289,7 +295,7 @@ def pull(folder, out):
 @folder_option
 @job_options
 def run(folder, **given):
-    "Push, follow and resume until all epochs are trained, then bring the faces home; start it again at any time."
+    "Push, follow, resume until all epochs are trained; bring it home."
     from facegen_keras.kernel import Kaggle, run_chain
     reason = run_chain(folder, make_job(given), Kaggle(), click.echo)
     if reason != "done":

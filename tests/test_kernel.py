@@ -95,8 +95,8 @@ def test_a_push_carries_what_the_folder_says(server, folder):
     assert version.text == (folder / "facegen.ipynb").read_text()
     sent = version.request
     assert (sent["machineShape"], sent["isPrivate"], sent["enableInternet"]) == ("NvidiaTeslaT4", True, False)
-    assert (sent["datasetDataSources"], sent["sessionTimeoutSeconds"]) == ([DATASET], 11 * 3600)
-    assert lines[0].startswith("a session of up to 10 h; GPU quota left: 30.0 h") and len(lines) == 1
+    assert (sent["datasetDataSources"], sent["sessionTimeoutSeconds"]) == ([DATASET], 10.5 * 3600)
+    assert lines[0].startswith("this session may cost 10.5 h of GPU quota; 30.0 h are left until ") and len(lines) == 1
 
 
 ACCEPTED = ["accepted_then_500", "accepted_then_empty", "accepted_then_silence", "accepted_then_disconnect"]
@@ -158,7 +158,7 @@ def test_what_would_be_refused_or_run_twice_is_not_pushed(server, folder):
     server.finish("me/first-kernel", "COMPLETE")
     server.finish("me/other-kernel", "CANCEL_ACKNOWLEDGED")
     server.quota_used = timedelta(hours=22)
-    with pytest.raises(InputError, match="GPU quota: expected 10 hours for a session, got '8.0 hours left'"):
+    with pytest.raises(InputError, match="GPU quota: expected 10.5 hours for a session, got '8.0 hours left'"):
         push_once(folder)
     assert pushes(server) == 3
 
@@ -255,7 +255,7 @@ def test_a_chain_goes_on_until_all_epochs_are_trained(server, tmp_path):
     assert [begin_of(version) for version in server.kernels[REF]] == [None, (1, 0), (2, 0), (3, 0)]
     assert [version.kernel_sources for version in server.kernels[REF]] == [[], [REF], [REF], [REF]]
     assert {version.request.get("dockerImage") for version in server.kernels[REF][1:]} == {server.latest_image}
-    assert "  epoch 3/4" in lines and sum("GPU quota left" in line for line in lines) == 4
+    assert "  epoch 3/4" in lines and sum("of GPU quota; " in line for line in lines) == 4
     assert (tmp_path / "kernel/output/run/checkpoints/epoch_0004_step_000000.npz").exists()
     assert chain(tmp_path / "kernel") == "done" and pushes(server) == 4, "nothing is left to do"
 
@@ -321,7 +321,7 @@ def test_losses_beyond_saving_stop_the_chain(server, tmp_path):
 
 def test_quota_that_runs_out_stops_it_and_the_next_week_goes_on(server, tmp_path):
     server.execute, lines = one_epoch_each(3), []
-    server.quota_used = timedelta(hours=19.9)
+    server.quota_used = timedelta(hours=19.4)
     first = one_epoch_each(3)
 
     def and_use_it(version, mounts):
@@ -339,9 +339,27 @@ def test_quota_that_runs_out_stops_it_and_the_next_week_goes_on(server, tmp_path
 def test_other_settings_do_not_get_into_a_chain(server, tmp_path):
     server.execute = one_epoch_each(2)
     chain(tmp_path / "kernel", job=Job(settings={"epochs": 2}))
-    with pytest.raises(InputError, match="the settings that its chain was begun with"):
-        chain(tmp_path / "kernel", job=Job(settings={"epochs": 3}))
-    assert chain(tmp_path / "kernel", job=Job(settings={"epochs": 2})) == "done"
+    with pytest.raises(InputError, match="--set width: expected 64, with which this chain was begun, got 32"):
+        chain(tmp_path / "kernel", job=Job(settings={"epochs": 2, "width": 32}))
+    assert chain(tmp_path / "kernel", job=Job(settings={"epochs": 2})) == "done" and pushes(server) == 2
+    server.execute = one_epoch_each(3)
+    assert chain(tmp_path / "kernel", job=Job(settings={"epochs": 3}, hours=2)) == "done"
+    assert begin_of(server.kernels[REF][2]) == (2, 0) and "'hours': 2" in server.kernels[REF][2].text
+
+
+def test_what_was_built_is_what_is_run(server, tmp_path, capfd):
+    server.execute = one_epoch_each(1)
+    build(tmp_path / "kernel", Job(settings={"epochs": 1, "width": 32}, hours=3))
+    chain(tmp_path / "kernel")
+    assert "'width': 32" in server.kernels[REF][0].text and "'hours': 3" in server.kernels[REF][0].text
+
+
+def test_a_wrong_option_leaves_nothing_behind(server, tmp_path, capfd):
+    for wrong in (["--dataset", "nonsense"], ["--slug", "My Faces"], ["--set", "data=x"], ["--hours", "0"]):
+        for command in ("build", "run"):
+            status, _, err = facegen(capfd, "kernel", command, "--folder", tmp_path / "kernel", *wrong)
+            assert status == 2 and err.count("\n") == 1 and wrong[0] in err
+    assert not (tmp_path / "kernel").exists() and pushes(server) == 0
 
 
 READS = ["GetKernelSessionStatus", "ListKernelSessionOutput", "GetKernel", "GetAcceleratorQuotaStatistics", "ListKernels"]
