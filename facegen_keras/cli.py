@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['held_back_stderr', 'start_tensorflow', 'facegen', 'train', 'settings', 'sample', 'progress_bar', 'one_line', 'check',
-           'kernel', 'folder_option', 'job_options', 'make_job', 'read_folder', 'build', 'try_', 'push', 'status',
+           'kernel', 'folder_option', 'job_options', 'job_fields', 'read_folder', 'build', 'try_', 'push', 'status',
            'pull', 'run', 'main', 'leave']
 
 # %% ../nbs/10_cli.ipynb #cb12a7a3
@@ -201,14 +201,10 @@ def job_options(command):
     return command
 
 
-def make_job(given: dict):  # a kernel.Job; None if nothing was given
-    "Options as a job."
-    from facegen_keras.kernel import Job
-
+def job_fields(given: dict) -> dict:
+    "Those options of a job that were given."
     given = {name: value for name, value in given.items() if value not in (None, ())}
-    if "settings" in given:
-        given["settings"] = parse_settings(given["settings"])
-    return Job(**given) if given else None
+    return {**given, "settings": parse_settings(given["settings"])} if "settings" in given else given
 
 
 def read_folder(folder: Path) -> str:  # owner/slug
@@ -232,7 +228,8 @@ def read_folder(folder: Path) -> str:  # owner/slug
 def build(folder, **given):
     "Write the notebook, with the package inside, and its metadata."
     from facegen_keras.kernel import Job, build as build_folder
-    build_folder(folder, make_job(given) or Job())
+
+    build_folder(folder, Job(**job_fields(given)))
     click.echo(f"{folder / 'facegen.ipynb'}: try it with facegen kernel try, train it with facegen kernel run")
 
 
@@ -241,6 +238,7 @@ def build(folder, **given):
 def try_(folder):
     "Run that notebook here, on drawn faces, in a folder laid out like Kaggle's."
     from facegen_keras.kernel import check_folder, lay_out, run_notebook
+
     about, text, _ = check_folder(folder)
     with tempfile.TemporaryDirectory() as place:
         lay_out(Path(place), about["dataset_sources"][0])
@@ -251,8 +249,10 @@ def try_(folder):
         shutil.copytree(Path(place) / "working", folder / "tried")
     if status != "COMPLETE":
         raise input_error("facegen kernel try", "the notebook to run through", status, "see what it printed")
-    click.echo(f"it runs: what it would leave on Kaggle is in {folder / 'tried'}, and how it looks in "
-               f"{folder / 'tried' / '__notebook__.ipynb'}")
+    click.echo(
+        f"it runs: what it would leave on Kaggle is in {folder / 'tried'}, and how it looks in "
+        f"{folder / 'tried' / '__notebook__.ipynb'}"
+    )
 
 
 @kernel.command()
@@ -260,6 +260,7 @@ def try_(folder):
 def push(folder):
     "Push the folder once: one session."
     from facegen_keras.kernel import Kaggle, NOBODY, check_folder, push as push_folder, read_job
+
     about, job = check_folder(folder)[0], read_job(folder)
     account = Kaggle()
     if about["id"].startswith(NOBODY + "/"):
@@ -274,6 +275,7 @@ def push(folder):
 def status(folder):
     "What Kaggle says of the kernel's newest version."
     from facegen_keras.kernel import Kaggle, describe
+
     ref = read_folder(folder)
     describe(Kaggle(), ref, click.echo)
 
@@ -283,11 +285,18 @@ def status(folder):
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where to.  [default: FOLDER/output]")
 def pull(folder, out):
     "Bring the newest version's output home."
-    from facegen_keras.kernel import Kaggle, newest_version, pull as pull_output
+    from facegen_keras.kernel import IN_WORDS, RUNNING, Kaggle, newest_version, pull as pull_output, session_status
+
     ref, account = read_folder(folder), Kaggle()
     version = newest_version(account, ref)[0]
-    if not version:
-        raise input_error("facegen kernel pull", f"a version of {ref}", "none", "facegen kernel push")
+    state = session_status(account, ref, version)[0] if version else ""
+    if not version or state in RUNNING:
+        raise input_error(
+            "facegen kernel pull",
+            f"a version of {ref} whose session has ended",
+            f"version {version}, which {IN_WORDS[state]}" if version else "none",
+            "wait for it, or push it",
+        )
     pull_output(account, ref, version, out or folder / "output", click.echo)
 
 
@@ -296,8 +305,11 @@ def pull(folder, out):
 @job_options
 def run(folder, **given):
     "Push, follow, resume until all epochs are trained; bring it home."
-    from facegen_keras.kernel import Kaggle, run_chain
-    reason = run_chain(folder, make_job(given), Kaggle(), click.echo)
+    from facegen_keras.kernel import Job, Kaggle, run_chain
+
+    fields = job_fields(given)
+    Job(**fields)  # a wrong option is answered before Kaggle is asked
+    reason = run_chain(folder, fields, Kaggle(), click.echo)
     if reason != "done":
         raise input_error("facegen kernel run", "all epochs", reason, "see to that, then run it again")
 

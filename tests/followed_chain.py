@@ -8,4 +8,4 @@ from facegen_keras.kernel import Kaggle, run_chain
 if __name__ == "__main__":
     Kaggle.WAITS = 0.1, 0.2, 0.4
     print("begun", flush=True)
-    run_chain(Path(sys.argv[1]), None, Kaggle(), lambda line: print(line, flush=True), every=0.05, patience=1)
+    run_chain(Path(sys.argv[1]), {}, Kaggle(), lambda line: print(line, flush=True), every=0.05, patience=1)

@@ -327,7 +327,8 @@ class KaggleServer:
         names, after = self._page(sorted(version.outputs), body, largest=200)
         files = [{"fileName": name, "url": self._file_url(version, name)} for name in names]
         lines = enumerate(version.log.splitlines(keepends=True))
-        log = [{"stream_name": "stdout", "time": float(second), "data": line} for second, line in lines]
+        log = [{"stream_name": "stderr" if line.startswith("[stderr] ") else "stdout", "time": float(second),
+                "data": line.removeprefix("[stderr] ")} for second, line in lines]
         return {"files": files, "log": json.dumps(log)} | after
 
     def DownloadKernelOutput(self, body: dict) -> str:

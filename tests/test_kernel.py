@@ -100,7 +100,8 @@ def test_a_push_carries_what_the_folder_says(server, folder):
 
 
 ACCEPTED = ["accepted_then_500", "accepted_then_empty", "accepted_then_silence", "accepted_then_disconnect"]
-LOST = ["server_error", "too_many_requests", "html", "empty", "silence", "disconnect", "forbidden", "unauthorized"]
+LOST = ["server_error", "too_many_requests", "html", "empty", "silence", "disconnect"]
+REFUSED = {"forbidden": "403", "unauthorized": "credentials that it accepts", "bad_request": "400", "not_found": "404"}
 
 
 @pytest.mark.parametrize("fault", ACCEPTED)
@@ -119,6 +120,29 @@ def test_a_push_that_did_not_arrive_is_said_so_and_not_repeated(server, folder, 
     assert push_once(folder) == 1, "and a person may try again"
 
 
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_push_that_is_refused_by_its_status_is_not_looked_for(server, folder, fault):
+    server.next("SaveKernel", getattr(faults, fault))
+    with pytest.raises(InputError, match=REFUSED[fault]):
+        push(Kaggle(), folder, 10, [].append, patience=1000)
+    assert pushes(server) == 1
+
+
+def test_a_version_of_somebody_else_is_not_taken_for_ours(server, folder):
+    """Pushed on the website, say, while our answer was lost."""
+    push_once(folder)
+    server.finish(REF, "COMPLETE")
+    original = server.SaveKernel
+
+    def another(body):
+        return original(body | {"text": json.dumps({"metadata": {"kernelspec": {"name": "python3"}}})})
+
+    server.SaveKernel = another
+    server.next("SaveKernel", faults.accepted_then_500)
+    with pytest.raises(KaggleTrouble):
+        push_once(folder)
+
+
 def test_an_older_version_is_not_taken_for_the_one_that_was_lost(server, folder):
     push_once(folder)
     server.finish(REF, "COMPLETE")
@@ -132,9 +156,10 @@ def test_kaggles_own_words_are_passed_on(server, folder):
     with pytest.raises(InputError, match="Notebook is too beautiful"):
         push_once(folder)
     server.datasets.clear()
+    server.next("GetKernel", faults.honest, faults.forbidden)  # after a first push it may not be seen for a while
     lines = []
     push_once(folder, lines)
-    assert f"take care: {DATASET} is not attached" in lines
+    assert f"take care: {DATASET} is not attached" in lines and f"take care: Kaggle does not know {DATASET}" in lines
 
 
 def test_another_machine_image_or_name_than_was_asked_for_is_said_so(server, folder):
@@ -143,12 +168,23 @@ def test_another_machine_image_or_name_than_was_asked_for_is_said_so(server, fol
     lines = []
     push_once(folder, lines)
     assert "take care: it runs on NvidiaTeslaT4 instead of NvidiaTeslaP100" in lines
+    server.finish(REF, "COMPLETE")
+    (folder / "kernel-metadata.json").write_text(json.dumps(about | {"docker_image": "gcr.io/kaggle-images/python@sha256:1"}))
+    changed = faults.edited(lambda answer: answer | {"metadata": answer["metadata"] | {"dockerImage": "another"}})
+    server.next("GetKernel", faults.honest, changed)
+    server.next("SaveKernel", faults.edited(lambda answer: answer | {"ref": "/code/me/something-else"}))
+    push_once(folder, lines)
+    assert "take care: it runs on another docker image than the session before" in lines
+    assert "take care: Kaggle has named it me/something-else" in lines
+    assert not any("Kaggle has named it me/face" in line for line in lines)
 
 
 def test_what_would_be_refused_or_run_twice_is_not_pushed(server, folder):
     push_once(folder)
-    with pytest.raises(InputError, match="no session that is running, got 'version 1 running"):
-        push_once(folder)
+    for start in (lambda: None, lambda: server.start(REF)):
+        start()
+        with pytest.raises(InputError, match="no session that is running, got 'version 1 running"):
+            push_once(folder)
     server.finish(REF, "COMPLETE")
     for name in ("first", "other"):
         build(folder.parent / name, Job(slug=f"{name}-kernel"), "me")
@@ -157,10 +193,12 @@ def test_what_would_be_refused_or_run_twice_is_not_pushed(server, folder):
         push_once(folder)
     server.finish("me/first-kernel", "COMPLETE")
     server.finish("me/other-kernel", "CANCEL_ACKNOWLEDGED")
-    server.quota_used = timedelta(hours=22)
+    build(folder.parent / "short", Job(slug="short-kernel", hours=8), "me")
+    push(Kaggle(), folder.parent / "short", 8, [].append)
+    server.quota_used = timedelta(hours=13.5)  # and 8.5 more are reserved for the one that runs
     with pytest.raises(InputError, match="GPU quota: expected 10.5 hours for a session, got '8.0 hours left'"):
         push_once(folder)
-    assert pushes(server) == 3
+    assert pushes(server) == 4
 
 
 # Bringing it home
@@ -217,6 +255,46 @@ def test_an_error_page_never_becomes_a_checkpoint(server, ended, tmp_path):
     assert (tmp_path / "home" / name).read_bytes() == bytes(1003), "and what broke off is fetched again"
 
 
+def test_what_the_session_wrote_and_kaggle_does_not_list_is_missed(server, ended, tmp_path):
+    files = left_behind(3)
+    del files["run/config.json"]
+    push_files = files
+    server.finish(REF, "COMPLETE", outputs=push_files)
+    with pytest.raises(KaggleTrouble, match="does not list 1 files that the session wrote, such as run/config.json"):
+        fetch_all(tmp_path / "home")
+
+
+def test_a_link_in_the_folder_is_not_followed(server, ended, tmp_path):
+    ended()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "home/run").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="a folder without links"):
+        fetch_all(tmp_path / "home")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_checkpoints_of_an_earlier_chain_do_not_stay_beside_newer_ones(server, ended, tmp_path):
+    old = tmp_path / "home/run/checkpoints/epoch_0009_step_000000.npz"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    ended()
+    fetch_all(tmp_path / "home")
+    assert [path.name for path in old.parent.iterdir()] == ["epoch_0003_step_000000.npz"]
+
+
+def test_kaggle_is_not_asked_again_before_it_wants_to_be(server, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(kernel.time, "sleep", pauses.append)
+    account = Kaggle()
+    server.next("GetKernel", faults.too_many_requests, faults.server_error)
+    kernel.newest_version(account, REF)
+    assert pauses == [7.0, 0.02]
+    server.next("GetKernel", *[faults.empty] * 9)
+    with pytest.raises(KaggleTrouble, match="is empty"):
+        kernel.newest_version(account, REF)
+
+
 def test_a_checkpoint_without_a_list_of_digests_must_prove_itself(server, ended, tmp_path):
     ended(**{kernel.SUMS: b""})
     with pytest.raises(InputError, match="damaged"):
@@ -228,8 +306,10 @@ def test_status_and_pull_as_commands(server, folder, capfd):
     assert facegen(capfd, "kernel", "push", "--folder", folder)[0] == 0
     assert "version 1: waits for a machine" in facegen(capfd, "kernel", "status", "--folder", folder)[1]
     server.start(REF)
-    server.next("GetKernelSessionStatus", *[faults.status("DREAMING")] * 1)
+    server.next("GetKernelSessionStatus", faults.status("DREAMING"))
     assert "in a state that Kaggle does not tell" in facegen(capfd, "kernel", "status", "--folder", folder)[1]
+    status, _, err = facegen(capfd, "kernel", "pull", "--folder", folder)
+    assert status == 2 and "whose session has ended, got 'version 1, which runs'" in err
     server.finish(REF, "COMPLETE", outputs=left_behind(7), log="epoch 7/60\n")
     _, out, _ = facegen(capfd, "kernel", "status", "--folder", folder)
     assert "ended well" in out and "epoch 7/60" in out and "its run is paused at epoch 7, step 0" in out
@@ -240,8 +320,8 @@ def test_status_and_pull_as_commands(server, folder, capfd):
 # The chain
 
 
-def chain(folder, lines=None, job=None):
-    return run_chain(folder, job, Kaggle(), (lines if lines is not None else []).append, **FAST)
+def chain(folder, lines=None, **changes):
+    return run_chain(folder, changes, Kaggle(), (lines if lines is not None else []).append, **FAST)
 
 
 def outcomes(folder):
@@ -297,7 +377,7 @@ def test_a_mount_that_serves_too_little_is_noticed_and_tried_again(server, tmp_p
     server.next(f"Mount {REF}", faults.honest, getattr(faults, fault))
     assert chain(tmp_path / "kernel", lines) == "done"
     assert outcomes(tmp_path / "kernel") == ["paused", "paused", "refused", "paused", "finished"]
-    assert any("session 3 refused" in line for line in lines)
+    assert any(line.startswith("session 3 refused: the ") and line.endswith("push again") for line in lines)
 
 
 def test_a_session_that_went_backwards_stops_the_chain(server, tmp_path):
@@ -307,11 +387,87 @@ def test_a_session_that_went_backwards_stops_the_chain(server, tmp_path):
     assert outcomes(tmp_path / "kernel") == ["paused", "paused", "went backwards"] and pushes(server) == 3
 
 
-@pytest.mark.parametrize("output", [{}, {"run/status.json": b"{"}, left_behind(1)], ids=["none", "damaged", "no further"])
-def test_a_session_that_ends_well_and_brings_nothing_is_not_taken_for_one_that_did(server, tmp_path, output):
+@pytest.mark.parametrize("output", [{}, {"run/status.json": b"{"}, {"run/status.json": b"[]"}], ids=["none", "damaged", "odd"])
+def test_a_session_that_ends_well_without_a_run_would_be_mounted_and_stops_the_chain(server, tmp_path, output):
     with_sessions(server, (2, ("COMPLETE", output, "")))
-    chain(tmp_path / "kernel")
-    assert outcomes(tmp_path / "kernel")[1] in ("brought nothing", "went backwards")
+    assert "delete that version on its website" in chain(tmp_path / "kernel")
+    assert outcomes(tmp_path / "kernel") == ["paused", "left no run"]
+    assert (tmp_path / "kernel/output/run/checkpoints/epoch_0001_step_000000.npz").exists()
+
+
+def test_a_session_that_got_no_further_counts_as_nothing(server, tmp_path):
+    with_sessions(server, (2, ("COMPLETE", left_behind(1), "")))
+    assert chain(tmp_path / "kernel") == "done"
+    assert outcomes(tmp_path / "kernel") == ["paused", "brought nothing", "paused", "finished"]
+
+
+def test_a_session_that_somebody_has_stopped_stops_the_chain(server, tmp_path):
+    with_sessions(server, (2, ("CANCEL_ACKNOWLEDGED", {}, "")))
+    assert chain(tmp_path / "kernel").startswith("session 2 cancelled: somebody has stopped it")
+    assert pushes(server) == 2
+
+
+def test_a_kernel_that_was_deleted_on_kaggle_stops_the_chain(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel, "PATIENCE", 0.2)
+    honest = one_epoch_each(3)
+
+    def delete_it(version, mounts):
+        if version.number == 2:
+            server.kernels.pop(REF)
+        return honest(version, mounts)
+
+    server.execute = delete_it
+    assert "does not show version 2" in chain(tmp_path / "kernel")
+    assert outcomes(tmp_path / "kernel") == ["paused", "vanished"]
+
+
+def test_a_session_that_failed_with_files_says_that_they_are_not_mounted(server, tmp_path):
+    with_sessions(server, (2, ("ERROR", left_behind(2), "[stderr] Traceback\n")))
+    lines = []
+    assert chain(tmp_path / "kernel", lines) == "done"
+    assert any("the 4 files that it left are not mounted for the next" in line for line in lines)
+
+
+def test_a_refusal_is_read_from_either_stream(server, tmp_path):
+    with_sessions(server, (2, ("ERROR", {}, "[stderr] --------\n[stderr] facegen: no GPU\n[stderr] SessionError: no GPU\n")))
+    lines = []
+    assert chain(tmp_path / "kernel", lines) == "done" and "session 2 refused: no GPU" in lines
+    assert not any("SessionError" in line for line in lines)
+
+
+def test_a_log_that_is_odd_or_cut_off_is_read_as_far_as_it_goes():
+    entries = [{"stream_name": "stdout", "time": 1.0, "data": text} for text in ('a {"b"},\n', None, "c]\n")]
+    whole = json.dumps(entries)
+    assert kernel.read_log(whole) == kernel.read_log(whole[:-1]) == ['a {"b"},', "c]"]
+    assert kernel.read_log(whole[:-9]) == ['a {"b"},'] and kernel.read_log("") == [] == kernel.read_log("<html>")
+
+
+def test_what_was_pushed_by_hand_is_taken_over(server, folder):
+    server.execute = one_epoch_each(3)
+    push_once(folder)
+    lines = []
+    assert chain(folder, lines) == "done" and len(server.kernels[REF]) == 3
+    assert f"version 1 of {REF} is there already: going on from it" in lines
+    (folder / "chain.json").unlink()
+    assert chain(folder) == "done" and len(server.kernels[REF]) == 3, "on another laptop, nothing is trained again"
+    (folder / "chain.json").unlink()
+    with pytest.raises(InputError, match="which holds something else"):
+        chain(folder, settings={"width": 32})
+
+
+def test_a_folder_of_somebody_else_is_not_pushed(server, tmp_path):
+    build(tmp_path / "kernel", Job(), "you")
+    with pytest.raises(InputError, match="a kernel of me, whose credentials are used, got 'you/"):
+        push_once(tmp_path / "kernel")
+    assert pushes(server) == 0
+
+
+@pytest.mark.parametrize("record", ["{", "[1]", '{"kernel": "me/x"}', '{"kernel": 1, "image": "", "job": {"x": 1}, "sessions": []}'])
+def test_a_damaged_record_is_not_passed_over(server, folder, record):
+    (folder / "chain.json").write_text(record)
+    with pytest.raises(InputError, match="the record of a chain, got 'a damaged file'"):
+        chain(folder)
+    assert pushes(server) == 0
 
 
 def test_losses_beyond_saving_stop_the_chain(server, tmp_path):
@@ -320,9 +476,8 @@ def test_losses_beyond_saving_stop_the_chain(server, tmp_path):
 
 
 def test_quota_that_runs_out_stops_it_and_the_next_week_goes_on(server, tmp_path):
-    server.execute, lines = one_epoch_each(3), []
-    server.quota_used = timedelta(hours=19.4)
-    first = one_epoch_each(3)
+    lines, first = [], one_epoch_each(3)
+    server.quota_used = timedelta(hours=20.4)
 
     def and_use_it(version, mounts):
         server.quota_used += timedelta(hours=9)
@@ -332,18 +487,21 @@ def test_quota_that_runs_out_stops_it_and_the_next_week_goes_on(server, tmp_path
     with pytest.raises(InputError, match=r"GPU quota: .* run this again after"):
         chain(tmp_path / "kernel", lines)
     assert outcomes(tmp_path / "kernel") == ["paused"]
+    assert "'hours': 9.1" in server.kernels[REF][0].text, "what is left of the week is used"
+    assert (tmp_path / "kernel/output/run/checkpoints/epoch_0001_step_000000.npz").exists(), "and what there is comes home"
     server.quota_used, server.execute = timedelta(0), first
     assert chain(tmp_path / "kernel") == "done" and pushes(server) == 3
 
 
 def test_other_settings_do_not_get_into_a_chain(server, tmp_path):
     server.execute = one_epoch_each(2)
-    chain(tmp_path / "kernel", job=Job(settings={"epochs": 2}))
+    chain(tmp_path / "kernel", settings={"epochs": 2})
     with pytest.raises(InputError, match="--set width: expected 64, with which this chain was begun, got 32"):
-        chain(tmp_path / "kernel", job=Job(settings={"epochs": 2, "width": 32}))
-    assert chain(tmp_path / "kernel", job=Job(settings={"epochs": 2})) == "done" and pushes(server) == 2
+        chain(tmp_path / "kernel", settings={"width": 32})
+    assert chain(tmp_path / "kernel", settings={"epochs": 2}) == "done"
+    assert chain(tmp_path / "kernel", hours=3) == "done" and pushes(server) == 2, "what is not given is as it was"
     server.execute = one_epoch_each(3)
-    assert chain(tmp_path / "kernel", job=Job(settings={"epochs": 3}, hours=2)) == "done"
+    assert chain(tmp_path / "kernel", settings={"epochs": 3}, hours=2) == "done"
     assert begin_of(server.kernels[REF][2]) == (2, 0) and "'hours': 2" in server.kernels[REF][2].text
 
 
@@ -362,13 +520,23 @@ def test_a_wrong_option_leaves_nothing_behind(server, tmp_path, capfd):
     assert not (tmp_path / "kernel").exists() and pushes(server) == 0
 
 
+def test_a_bad_hour_of_kaggle_is_waited_for_and_no_longer(server, tmp_path, monkeypatch):
+    server.execute, lines = one_epoch_each(2), []
+    server.next("GetKernelSessionStatus", *[faults.server_error] * 9)
+    assert chain(tmp_path / "kernel", lines) == "done" and any(line.endswith("; looking again") for line in lines)
+    monkeypatch.setattr(kernel, "PATIENCE", 0.3)
+    server.next("GetKernel", *[faults.server_error] * 100)
+    with pytest.raises(KaggleTrouble, match="get_kernel with 500"):
+        chain(tmp_path / "other", slug="other-kernel")
+
+
 READS = ["GetKernelSessionStatus", "ListKernelSessionOutput", "GetKernel", "GetAcceleratorQuotaStatistics", "ListKernels"]
 
 
 @pytest.mark.parametrize("method", READS)
 def test_a_bad_moment_of_kaggle_is_waited_for(server, tmp_path, method):
     server.execute = one_epoch_each(2)
-    server.next(method, faults.server_error, faults.html, faults.disconnect)
+    server.next(method, faults.server_error, faults.html, faults.disconnect, faults.html)
     assert chain(tmp_path / "kernel") == "done" and pushes(server) == 2
 
 
@@ -453,6 +621,7 @@ def test_a_kill_in_the_midst_of_a_push(server, tmp_path, monkeypatch, sent):
 @pytest.mark.parametrize("how", ["token", "token file", "name and key", "kaggle.json"])
 def test_each_kind_of_credentials_is_found(server, folder, monkeypatch, tmp_path, how):
     monkeypatch.delenv("KAGGLE_API_TOKEN")
+    monkeypatch.delenv("KAGGLE_CONFIG_DIR")
     (tmp_path / "home/.kaggle").mkdir(parents=True)
     if how == "token":
         monkeypatch.setenv("KAGGLE_API_TOKEN", server.token)
@@ -480,8 +649,12 @@ def test_no_credential_gets_into_any_line_or_file(server, tmp_path, capfd, monke
     server.next("SaveKernel", faults.accepted_then_500)
     server.next("ListKernelSessionOutput", faults.honest, faults.html)
     server.next("File run/config.json", *[faults.truncated] * 3)
+    assert chain(tmp_path / "kernel", lines) == "done"
+    assert any("run/config.json" in line or "config.json broke off" in line for line in lines)
+    server.finish(REF, "COMPLETE", outputs=left_behind(2))
+    server.next("File run/config.json", *[faults.disconnect] * 3)
     with pytest.raises(KaggleTrouble) as caught:
-        chain(tmp_path / "kernel", lines)
+        pull(Kaggle(), REF, 2, tmp_path / "home", lines.append)
     lines += [str(caught.value), repr(caught.value)]
     server.next("GetKernelSessionStatus", faults.unauthorized)
     build(tmp_path / "kernel", Job(), "me")

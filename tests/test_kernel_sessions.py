@@ -76,7 +76,7 @@ def test_three_sessions_end_as_one_unbroken_run(laid_out, tmp_path, monkeypatch)
         monkeypatch.setenv("KAGGLE_API_TOKEN", server.token)
         monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.LOCAL, server.url)
         lines = []
-        assert run_chain(tmp_path / "kernel", None, Kaggle(), lines.append, every=0.2) == "done", lines
+        assert run_chain(tmp_path / "kernel", {}, Kaggle(), lines.append, every=0.2) == "done", lines
     record = [(each["outcome"], each["place"]) for each in Chain(tmp_path / "kernel").sessions]
     assert record == [("paused", [0, 1]), ("paused", [0, 2]), ("finished", [2, 0])]
     assert any("session 2 of face-gan-celeba goes on after epoch 0, step 1" in line for line in lines)
