@@ -32,8 +32,11 @@ def state_variables(
     gan: FaceGAN,  # compiled, so that its optimizers exist
 ) -> dict:  # name -> Keras variable
     "Every variable that the next step depends on."
+    adams = [getattr(optimizer, "inner_optimizer", optimizer) for optimizer in (gan.g_optimizer, gan.d_optimizer)]
+    scales = [variable for adam, optimizer in zip(adams, (gan.g_optimizer, gan.d_optimizer)) if adam is not optimizer
+              for variable in (optimizer.step_counter, optimizer.dynamic_scale)]
     parts = {"generator": gan.generator.variables, "discriminator": gan.discriminator.variables,
-             "g_optimizer": gan.g_optimizer.variables, "d_optimizer": gan.d_optimizer.variables,
+             "g_optimizer": adams[0].variables, "d_optimizer": adams[1].variables, "loss_scale": scales,
              "random": [gan.seed_generator.state],
              "metrics": [variable for tracker in gan.trackers for variable in tracker.variables]}
     return {f"{part}/{place:03d}/{variable.name}": variable
@@ -50,7 +53,9 @@ def write_state(
     state: dict[str, np.ndarray],  # from `read_state`
 ) -> None:
     "Puts a state into a model; refuses one that belongs to another."
-    variables = state_variables(gan)
+    variables = {name: variable for name, variable in state_variables(gan).items()
+                 if name in state or not name.startswith("loss_scale/")}
+    state = {name: array for name, array in state.items() if name in variables or not name.startswith("loss_scale/")}
     expected = {name: tuple(variable.shape) for name, variable in variables.items()}
     received = {name: array.shape for name, array in state.items()}
     if expected != received:

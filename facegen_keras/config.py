@@ -40,9 +40,7 @@ def unknown_name_error(
     "An error for a name that does not exist, with the nearest one that does."
     near = difflib.get_close_matches(received, known, n=1)
     if near:
-        return input_error(
-            what, f"a name that exists, such as {near[0]!r}", received, f"did you mean {near[0]!r}?"
-        )
+        return input_error(what, f"a name that exists, such as {near[0]!r}", received, f"did you mean {near[0]!r}?")
     return input_error(what, "one of " + ", ".join(known), received, "choose one of these")
 
 # %% ../nbs/00_config.ipynb #013b8010
@@ -158,16 +156,8 @@ class Settings:
 
     def rows(self) -> list[tuple[str, object, str, str, str]]:
         "(name, value, meaning, source, what is allowed) of every setting, to be shown."
-        return [
-            (
-                field.name,
-                getattr(self, field.name),
-                field.metadata["meaning"],
-                field.metadata["source"],
-                field.metadata["rule"].expected,
-            )
-            for field in dataclasses.fields(self)
-        ]
+        return [(field.name, getattr(self, field.name), field.metadata["meaning"], field.metadata["source"],
+                 field.metadata["rule"].expected) for field in dataclasses.fields(self)]
 
     def _repr_markdown_(self) -> str:
         rows = ["| `{}` | `{}` | {} | {} |".format(*row[:4]) for row in self.rows()]
@@ -179,25 +169,14 @@ class RunConfig(Settings):
     "All that determines a training run; frozen."
 
     data: str = setting(
-        "toy",
-        "where the faces are: toy (drawn here), a folder, a .zip, a Kaggle dataset folder",
-        any_text,
-        "P",
+        "toy", "where the faces are: toy (drawn here), a folder, a .zip, a Kaggle dataset folder", any_text, "P"
     )
     out: str = setting("runs/article", "the folder that the run writes", any_text, "P")
     image_size: int = setting(128, "side of the square pictures, pixels", one_of(32, 64, 128, 256), "A")
-    latent_dim: int = setting(
-        100, "length of the latent vector, uniform in [-1, 1]", whole_number(1), "A"
-    )
-    width: int = setting(
-        64, "channels next to the image; they double as its side halves", whole_number(1), "N"
-    )
-    batch_size: int = setting(
-        64, "real images a step, and as many generated ones", whole_number(2), "A"
-    )
-    epochs: int = setting(
-        60, "passes over the images; what does not fill a batch is left out", whole_number(1), "A"
-    )
+    latent_dim: int = setting(100, "length of the latent vector, uniform in [-1, 1]", whole_number(1), "A")
+    width: int = setting(64, "channels next to the image; they double as its side halves", whole_number(1), "N")
+    batch_size: int = setting(64, "real images a step, and as many generated ones", whole_number(2), "A")
+    epochs: int = setting(60, "passes over the images; what does not fill a batch is left out", whole_number(1), "A")
     d_learning_rate: float = setting(4e-5, "Adam's step size, discriminator", between(0, 1), "N")
     g_learning_rate: float = setting(2e-4, "Adam's step size, generator", between(0, 1), "N")
     beta_1: float = setting(0.5, "Adam's decay of the mean gradient", number_from(0, 1), "N")
@@ -226,19 +205,14 @@ class RunConfig(Settings):
     flip: bool = setting(True, "mirror half of the real images left to right", one_of(True, False), "N")
     seed: int = setting(0, "start of every random number", whole_number(0), "P")
     precision: str = setting(
-        "float32",
-        "arithmetic of the convolutions; losses and weights stay float32",
-        one_of("float32", "bfloat16"),
+        "auto",
+        "arithmetic of the convolutions; losses and weights stay float32; auto: the fastest that the device has",
+        one_of("auto", "float32", "bfloat16", "float16"),
         "P",
     )
-    limit: int | None = setting(
-        None, "use at most so many images; none: all (toy: 4,000)", optional_count, "P"
-    )
+    limit: int | None = setting(None, "use at most so many images; none: all (toy: 4,000)", optional_count, "P")
     max_bad: float = setting(
-        0.01,
-        "the run stops if more than this share of the images cannot be used",
-        number_from(0, 1),
-        "P",
+        0.01, "the run stops if more than this share of the images cannot be used", number_from(0, 1), "P"
     )
     save_minutes: float = setting(
         5, "save at least so often, minutes; 0: after each step", number_from(0, 10_000), "P"
@@ -248,7 +222,7 @@ class RunConfig(Settings):
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
     "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=7,
-                 d_learning_rate=2e-4, g_learning_rate=4e-4),
+                 d_learning_rate=2e-4, g_learning_rate=4e-4, precision="float32"),
 }
 
 # %% ../nbs/00_config.ipynb #c91bcd3b

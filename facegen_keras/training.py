@@ -43,7 +43,7 @@ from .checkpoint import (
 from .config import RunConfig, TrainingDiverged, input_error
 from .faces import Faces, check_faces, load_faces, readable_face, require_readable, spread
 from .files import sync
-from .gan import FaceGAN, fixed_latents, start_moving_statistics
+from .gan import FaceGAN, choose_precision, fixed_latents, start_moving_statistics
 from .viz import figure_to_png, image_grid, loss_curves, timelapse, to_png
 
 # %% ../nbs/08_training.ipynb #590a955b
@@ -66,7 +66,7 @@ def open_run(
                 refuse_another_run(run.config, config)
             run.write("config.json", config.to_json().encode())
             (run.directory / "samples").mkdir(exist_ok=True)
-            describe(run, faces, bad, report)
+            describe(run, config, faces, bad, report)
             for path in half_written(run):
                 path.unlink()
         except BaseException:
@@ -77,9 +77,9 @@ def open_run(
     return run, lock
 
 
-def describe(run: Run, faces: Faces, bad: dict[str, str], report) -> None:
+def describe(run: Run, config: RunConfig, faces: Faces, bad: dict[str, str], report) -> None:
     "Writes down machine and images; refuses images that are not the run's, and says what else has changed."
-    before, now = run.read("environment.json") or {}, environment(faces)
+    before, now = run.read("environment.json") or {}, environment(config, faces)
     names, known = list(map(faces.name, range(len(faces)))), run.read("images.json.gz", list)
     if known is None:  # a new run, or its list is damaged
         same = before.get("images_sha256") == now["images_sha256"] or not checkpoints(run.directory / "checkpoints")
@@ -99,7 +99,7 @@ def describe(run: Run, faces: Faces, bad: dict[str, str], report) -> None:
         run.write("images.json.gz", names)
 
 
-def environment(faces: Faces) -> dict:
+def environment(config: RunConfig, faces: Faces) -> dict:
     "What the run runs on: versions, devices and images, and nothing about whose machine it is."
     names = "\n".join(map(faces.name, range(len(faces))))
     modules = (facegen_keras, keras, tf, np, PIL)
@@ -109,6 +109,7 @@ def environment(faces: Faces) -> dict:
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "devices": [str(device) for device in keras.distribution.list_devices()],
+        "precision": choose_precision(config.precision),
         "images": len(faces),
         "images_sha256": hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest(),  # not every name is text
     }
@@ -583,7 +584,8 @@ def plan(session: Session) -> str:
     "What is about to be done, from what is known before the first step."
     config, left = session.config, session.steps_left
     lines = [f"{len(session.faces):,} images ({session.faces.layout}) at {config.image_size}x{config.image_size}, "
-             f"{session.steps_per_epoch:,} steps an epoch of {config.batch_size} images, {config.epochs} epochs"]
+             f"{session.steps_per_epoch:,} steps an epoch of {config.batch_size} images, {config.epochs} epochs, "
+             f"{choose_precision(config.precision)}"]
     if session.steps_done:
         lines.append(f"going on after epoch {session.epoch}, step {session.step}: {left:,} steps left")
     elif left < FEW_STEPS:
@@ -763,7 +765,7 @@ def run_session(
 def train_until_stopped(gan: FaceGAN, session: Session) -> None:
     "Runs the session, going back where it diverges, pausing where the disk fails."
     try:
-        session.run.append("speed.jsonl", {"kind": "session", **environment(session.faces)})
+        session.run.append("speed.jsonl", {"kind": "session", **environment(session.config, session.faces)})
         while session.steps_left and not session.stop_reason:
             try:
                 run_session(gan, session)

@@ -171,10 +171,12 @@ def test_another_machine_image_or_name_than_was_asked_for_is_said_so(server, fol
     server.finish(REF, "COMPLETE")
     (folder / "kernel-metadata.json").write_text(json.dumps(about | {"docker_image": "gcr.io/kaggle-images/python@sha256:1"}))
     changed = faults.edited(lambda answer: answer | {"metadata": answer["metadata"] | {"dockerImage": "another"}})
-    server.next("GetKernel", faults.honest, changed)
+    stale = faults.edited(lambda answer: answer | {"metadata": answer["metadata"] | {"currentVersionNumber": 1, "dockerImage": "old"}})
+    server.next("GetKernel", faults.honest, stale, changed)
     server.next("SaveKernel", faults.edited(lambda answer: answer | {"ref": "/code/me/something-else"}))
     push_once(folder, lines)
-    assert "take care: it runs on another docker image than the session before" in lines
+    assert lines.count("take care: it runs on another docker image than the session before") == 1
+    assert [request.method for request in server.requests[-2:]] == ["GetKernel"] * 2, "the stale answer was not believed"
     assert "take care: Kaggle has named it me/something-else" in lines
     assert not any("Kaggle has named it me/face" in line for line in lines)
 
@@ -335,6 +337,8 @@ def test_a_chain_goes_on_until_all_epochs_are_trained(server, tmp_path):
     assert [begin_of(version) for version in server.kernels[REF]] == [None, (1, 0), (2, 0), (3, 0)]
     assert [version.kernel_sources for version in server.kernels[REF]] == [[], [REF], [REF], [REF]]
     assert {version.request.get("dockerImage") for version in server.kernels[REF][1:]} == {server.latest_image}
+    asked = [request.body for request in server.requests if request.method.endswith(("SessionStatus", "SessionOutput"))]
+    assert all(body.get("versionLabel") for body in asked), "without it Kaggle may speak of the version before"
     assert "  epoch 3/4" in lines and sum("of GPU quota; " in line for line in lines) == 4
     assert (tmp_path / "kernel/output/run/checkpoints/epoch_0004_step_000000.npz").exists()
     assert chain(tmp_path / "kernel") == "done" and pushes(server) == 4, "nothing is left to do"

@@ -60,7 +60,7 @@ def real_images():
 
 @pytest.fixture
 def gan():
-    gan = FaceGAN.from_run_config(RunConfig.preset("article"))
+    gan = FaceGAN.from_run_config(RunConfig.preset("article", precision="float32"))
     for (index, name, shape), weight in zip(GOLDEN["variables"], by_name(gan).values()):
         weight.assign(formula_weights(index, name, shape).astype("float32"))
     return gan

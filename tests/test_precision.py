@@ -1,0 +1,103 @@
+"""Convolutions in 16 bits follow those in 32, and a run changes from one to the other without losing anything."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from facegen_keras import FaceGAN, RunConfig, gan, training
+from facegen_keras.checkpoint import checkpoints, state_variables
+from facegen_keras.training import Run, train
+
+SILENT = dict(report=lambda line: None)
+TINY = RunConfig.preset("demo", image_size=32, width=8, batch_size=16, limit=480, epochs=10, noise="as_run")
+BITS_16 = ("bfloat16", "float16")
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory):
+    """d_loss and g_loss of 300 steps in each precision."""
+    folder = tmp_path_factory.mktemp("precision")
+
+    def losses(precision):
+        run = train(dataclasses.replace(TINY, precision=precision, out=folder / precision), **SILENT)
+        return np.array([[line["d_loss"], line["g_loss"]] for line in run.records("steps")])
+
+    return {precision: losses(precision) for precision in ("float32", *BITS_16)}
+
+
+@pytest.mark.parametrize("precision", BITS_16)
+def test_the_losses_follow_those_of_float32(curves, precision):
+    """Closely at first, within the run's own scatter later: rounding, once it is there, grows as any noise does."""
+    exact, rounded = curves["float32"], curves[precision]
+    assert len(exact) == len(rounded) == 300
+    np.testing.assert_allclose(rounded[:5], exact[:5], rtol=0.03)
+    np.testing.assert_allclose(rounded[:100].mean(axis=0), exact[:100].mean(axis=0), rtol=0.1)
+    np.testing.assert_allclose(rounded.mean(axis=0), exact.mean(axis=0), rtol=0.15)
+    assert not np.array_equal(exact, rounded), "it is another arithmetic"
+
+
+def test_weights_and_losses_stay_in_float32():
+    for precision in BITS_16:
+        model = FaceGAN.from_run_config(dataclasses.replace(TINY, precision=precision))
+        kinds = {str(variable.dtype) for name, variable in state_variables(model).items() if "optimizer" not in name}
+        assert kinds <= {"float32", "int64"}, "weights, means, and the random state"
+        assert model.generator.layers[-1].compute_dtype == model.discriminator.layers[-1].compute_dtype == "float32"
+        assert model.generator.get_layer("up1_conv").compute_dtype == precision
+
+
+def test_float16_has_a_factor_for_each_loss_and_resumes_exactly(tmp_path):
+    config = dataclasses.replace(TINY, limit=64, epochs=4, precision="float16", out=tmp_path / "whole")
+    whole = train(config, **SILENT)
+    pieced = dataclasses.replace(config, out=tmp_path / "pieced")
+    for _ in range(3):
+        train(pieced, hours=0, **SILENT)
+    run = train(pieced, **SILENT)
+    states = [checkpoints(each.directory / "checkpoints")[-1].read_bytes() for each in (whole, run)]
+    assert states[0] == states[1]
+    scales = {name: float(variable) for name, variable in state_variables(FaceGAN.load(run.directory)).items()
+              if name.endswith("dynamic_scale")}
+    assert len(scales) == 2 and all(scale >= 1 for scale in scales.values())
+
+
+def test_a_gradient_that_overflows_is_left_out_and_its_factor_halved():
+    model = FaceGAN.from_run_config(dataclasses.replace(TINY, precision="float16"))
+    model.d_optimizer.dynamic_scale.assign(2.0**120)
+    before = {name: keras.ops.convert_to_numpy(variable) for name, variable in state_variables(model).items()}
+    model.train_step(np.zeros((16, 32, 32, 3), "float32"))
+    after = {name: keras.ops.convert_to_numpy(variable) for name, variable in state_variables(model).items()}
+    moved = {name.split("/")[0] for name in before if name.endswith("kernel") and not np.array_equal(before[name], after[name])}
+    assert moved == {"generator"}, "the other network's step was taken"
+    assert float(model.d_optimizer.dynamic_scale) == 2.0**119
+
+
+@pytest.mark.parametrize("first, then", [("float16", "float32"), ("float32", "float16"), ("float16", "bfloat16")])
+def test_a_run_goes_on_where_the_arithmetic_is_another(tmp_path, monkeypatch, first, then):
+    """On Kaggle's T4, say, and then at home: with precision=auto."""
+    config = dataclasses.replace(TINY, limit=64, epochs=2, precision="auto", out=tmp_path / "run")
+    choose = gan.choose_precision
+    lines = []
+    for precision, hours in ((first, 0), (then, None)):
+        for module in (gan, training):
+            monkeypatch.setattr(module, "choose_precision", lambda asked, here=precision: here if asked == "auto" else choose(asked))
+        run = train(config, hours=hours, report=lines.append)
+    assert run.status["state"] == "finished" and Run(config.out).read("environment.json")["precision"] == then
+    assert any(f"since the last session precision {first} is now {then}" in line for line in lines)
+    assert FaceGAN.load(config.out).generate(4).std() > 0
+
+
+@pytest.mark.parametrize("capability, expected", [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"),
+                                                  ((6, 0), "float32"), (None, "float32")])
+def test_auto_is_what_the_card_is_good_at(monkeypatch, capability, expected):
+    details = {} if capability is None else {"compute_capability": capability}
+    monkeypatch.setattr(gan.tf.config, "list_physical_devices", lambda kind: ["a card"])
+    monkeypatch.setattr(gan.tf.config.experimental, "get_device_details", lambda card: details)
+    assert gan.choose_precision("auto") == expected and gan.choose_precision("float32") == "float32"
+
+
+@pytest.mark.parametrize("flags, expected", [({"avx2", "avx512_bf16"}, "bfloat16"), ({"amx_bf16"}, "bfloat16"),
+                                             ({"avx512f"}, "float32"), (set(), "float32")])
+def test_auto_is_what_the_processor_is_good_at(monkeypatch, flags, expected):
+    monkeypatch.setattr(gan, "cpu_flags", lambda: flags)
+    assert gan.choose_precision("auto") == expected
