@@ -23,8 +23,7 @@ import filelock
 import keras
 import numpy as np
 
-from .config import InputError, RunConfig, TrainingDiverged, input_error
-from .files import write_file
+from .config import InputError, RunConfig, TrainingDiverged, input_error, write_file
 from .gan import FaceGAN
 
 # %% ../nbs/07_checkpoint.ipynb #da448bb6

@@ -113,7 +113,7 @@ def settings(preset):
 def sample(run, count, seed, out):
     "Generate faces with a trained RUN."
     start_tensorflow()
-    from facegen_keras.files import write_file
+    from facegen_keras.config import write_file
     from facegen_keras.gan import FaceGAN
     from facegen_keras.viz import image_grid, to_png
     target = Path(out or run / f"faces_seed_{seed}.png")

@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['any_text', 'optional_count', 'PRESETS', 'InputError', 'input_error', 'TrainingDiverged', 'unknown_name_error', 'Rule',
            'setting', 'is_number', 'one_of', 'whole_number', 'between', 'number_from', 'number_range', 'normalise',
-           'Settings', 'RunConfig', 'parse_value', 'parse_settings']
+           'Settings', 'RunConfig', 'parse_value', 'parse_settings', 'write_file', 'sync']
 
 # %% ../nbs/00_config.ipynb #597b578f
+import contextlib
 import dataclasses
 import difflib
+import errno
 import json
 import os
+from pathlib import Path
 
 # %% ../nbs/00_config.ipynb #bc6e8736
 class InputError(ValueError):
@@ -257,3 +260,44 @@ def parse_settings(
             raise unknown_name_error("setting", name, list(fields))
         values[name] = value if fields[name].type is str else parse_value(value)
     return values
+
+# %% ../nbs/00_config.ipynb #b44417de
+def write_file(
+    path: Path,  # where it should be; its folder exists
+    write,  # bytes, or a function that is given the open binary file
+    verify=None,  # a function that is given the path of what was written, and raises if it is not right
+) -> None:
+    "Writes a file so that it is seen whole or not at all; an `OSError` names the file."
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.unlink(missing_ok=True)  # of a process that was killed
+        with open(temporary, "xb") as file:  # x: never through a link that somebody has put there
+            write(file) if callable(write) else file.write(write)
+            file.flush()
+            os.fsync(file.fileno())
+        if verify:
+            verify(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # a full disk comes without a name
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync(
+    path: Path,  # a file or a folder
+) -> None:
+    "Pushes what was written to the disk."
+    if os.name == "posix" or path.is_file():  # elsewhere folders cannot be opened
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:  # some file systems cannot push a folder by itself
+            if path.is_file() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+        finally:
+            os.close(descriptor)

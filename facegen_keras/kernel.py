@@ -37,8 +37,7 @@ from pathlib import Path, PurePosixPath
 import filelock
 
 import facegen_keras
-from .config import InputError, RunConfig, input_error
-from .files import write_file
+from .config import InputError, RunConfig, input_error, write_file
 
 STARTED = time.monotonic()  # on Kaggle the first cell imports this, and the hours begin
 

@@ -40,9 +40,8 @@ import facegen_keras
 from .checkpoint import (
     ANOTHER_RUN, Place, Run, checkpoints, delete_run, half_written, lock_run, place_in_name, refuse_another_run,
     refuse_folder, restore_newest, save_checkpoint, unusable_out)
-from .config import RunConfig, TrainingDiverged, input_error
+from .config import RunConfig, TrainingDiverged, input_error, sync
 from .faces import Faces, check_faces, load_faces, readable_face, require_readable, spread
-from .files import sync
 from .gan import FaceGAN, choose_precision, fixed_latents, start_moving_statistics
 from .viz import figure_to_png, image_grid, loss_curves, timelapse, to_png
 

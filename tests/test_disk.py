@@ -20,9 +20,9 @@ import keras
 import numpy as np
 import pytest
 
-from facegen_keras import RunConfig, checkpoint, files, load_faces, training
+from facegen_keras import RunConfig, checkpoint, load_faces, training
 from facegen_keras.checkpoint import Place, checkpoints, read_state, restore_newest, save_checkpoint
-from facegen_keras.config import InputError
+from facegen_keras.config import InputError, sync, write_file
 from facegen_keras.gan import FaceGAN
 from facegen_keras.training import Run, open_run, train
 
@@ -235,13 +235,13 @@ def test_a_file_system_that_cannot_push_folders_will_do(tmp_path, monkeypatch, n
         original(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    files.write_file(tmp_path / "a.txt", b"a")
+    write_file(tmp_path / "a.txt", b"a")
     assert (tmp_path / "a.txt").read_bytes() == b"a"
     monkeypatch.setattr(os, "fsync", lambda descriptor: exec("raise OSError(number, 'not here')", {"number": number}))
     with pytest.raises(OSError, match="not here"):
-        files.write_file(tmp_path / "a.txt", b"b")
+        write_file(tmp_path / "a.txt", b"b")
     with pytest.raises(OSError, match="not here"):
-        files.sync(tmp_path / "a.txt")
+        sync(tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_bytes() == b"a", "a file must be pushed"
 
 
