@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['held_back_stderr', 'start_tensorflow', 'facegen', 'train', 'settings', 'sample', 'progress_bar', 'one_line', 'check',
            'kernel', 'folder_option', 'job_options', 'job_fields', 'read_folder', 'build', 'try_', 'push', 'status',
-           'pull', 'run', 'main', 'leave']
+           'pull', 'run', 'bench', 'main', 'leave']
 
 # %% ../nbs/10_cli.ipynb #cb12a7a3
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -314,6 +315,27 @@ def run(folder, **given):
         raise input_error("facegen kernel run", "all epochs", reason, "see to that, then run it again")
 
 # %% ../nbs/10_cli.ipynb #29921f11
+@facegen.command()
+@click.option("--size", "image_size", default=128, show_default=True, help="Side of the pictures: 32, 64, 128 or 256.")
+@click.option("--batch", "batch_size", default=16, show_default=True, type=click.IntRange(min=2), help="Images a step.")
+@click.option("--width", default=64, show_default=True, type=click.IntRange(min=1), help="Channels next to the image.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Steps of each contender.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the record as JSON.")
+def bench(image_size, batch_size, width, rounds, out):
+    "Measure a training step against the published schedule, Keras' usual one, and PyTorch if it is installed."
+    RunConfig(image_size=image_size)
+    if importlib.util.find_spec("torch"):  # it and TensorFlow each bring an LLVM, and must not find each other's
+        sys.setdlopenflags(os.RTLD_NOW | getattr(os, "RTLD_DEEPBIND", 0))
+    start_tensorflow()
+    if importlib.util.find_spec("torch"):
+        importlib.import_module("torch")
+    from facegen_keras.bench import as_table, measure
+    record = measure(image_size, batch_size, width, rounds, lambda line: click.echo(line, err=True))
+    click.echo(as_table(record))
+    if out:
+        out.write_text(json.dumps(record, indent=2) + "\n")
+
+# %% ../nbs/10_cli.ipynb #02899ede
 def main(
     arguments: list[str] | None = None,  # default: what the shell gave
 ) -> None:

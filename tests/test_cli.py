@@ -246,3 +246,12 @@ def test_a_signal_pauses(tmp_path):
     status = json.loads((tmp_path / "run/status.json").read_text())
     assert process.returncode == 0 and status["state"] == "paused" and "SIGTERM" in status["reason"]
     assert (tmp_path / f"run/checkpoints/epoch_{status['epoch']:04d}_step_{status['step']:06d}.npz").is_file()
+
+
+def test_bench_measures_every_contender_in_one_run(facegen, tmp_path):
+    outcome = facegen("bench", "--size", "32", "--batch", "4", "--width", "4", "--rounds", "2", "--out", tmp_path / "record.json")
+    assert outcome.status == 0 and "| published, float32 |" in outcome.out and "ceiling: convolution" in outcome.out
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert {"published, float32", "keras, float32", "package, float32"} <= record["contenders"].keys()
+    assert record["contenders"]["published, float32"]["times_published"] == 1 and record["about"]["rounds"] == 2
+    assert facegen("bench", "--size", "100").status == 2
