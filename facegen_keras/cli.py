@@ -329,7 +329,7 @@ def bench(image_size, batch_size, width, rounds, out):
     start_tensorflow()
     if importlib.util.find_spec("torch"):
         importlib.import_module("torch")
-    from facegen_keras.bench import as_table, measure
+    from facegen_keras.benchmark import as_table, measure
     record = measure(image_size, batch_size, width, rounds, lambda line: click.echo(line, err=True))
     click.echo(as_table(record))
     if out:
