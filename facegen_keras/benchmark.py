@@ -210,7 +210,7 @@ def make_contenders(
     kinds = {name: name.split(",")[0] for name in steps}
     return steps, {name: kind if kind in PRODUCTS else "package" for name, kind in kinds.items()}
 
-
+# %% ../nbs/30_benchmark.ipynb #42a5fe7a
 def measure(
     image_size: int = 128,  # side, pixels
     batch_size: int = 16,
@@ -241,7 +241,7 @@ def measure(
              "precision": choose_precision("auto"), "keras": keras.__version__, "tensorflow": tf.__version__}
     return {"about": about, "ceilings_gflop_per_s": top, "contenders": rows}
 
-
+# %% ../nbs/30_benchmark.ipynb #5edd5e6a
 def as_table(record: dict) -> str:  # Markdown
     "A record as a table."
     top = max(record["ceilings_gflop_per_s"].values())

@@ -259,7 +259,7 @@ class Run:
     def _repr_png_(self):
         return self.samples()[-1].read_bytes() if self.samples() else None
 
-
+# %% ../nbs/07_checkpoint.ipynb #96580c1c
 def read_lines(
     path: Path,  # log.jsonl or speed.jsonl; need not exist
 ) -> list[dict]:  # its records
@@ -270,7 +270,7 @@ def read_lines(
             records += [json.loads(line)] if line.endswith("}\n") else []
     return records
 
-# %% ../nbs/07_checkpoint.ipynb #96580c1c
+# %% ../nbs/07_checkpoint.ipynb #b65f68d6
 FREE_SETTINGS = ("data", "out", "epochs", "max_bad", "save_minutes")  # may change from session to session
 ANOTHER_RUN = "choose another --out, or start over with --fresh --yes"
 
@@ -307,7 +307,7 @@ def unusable_out(config: RunConfig, error: OSError) -> InputError:
     return input_error("out", "a folder that can be written", f"{config.out} ({error.strerror})",
                        "choose another --out")
 
-# %% ../nbs/07_checkpoint.ipynb #b65f68d6
+# %% ../nbs/07_checkpoint.ipynb #d44e096c
 def lock_run(
     run: Run,  # its folder exists
 ) -> filelock.FileLock:  # to be released in the end
@@ -341,7 +341,7 @@ def delete_run(run: Run) -> None:
         elif not any(path.iterdir()):  # what somebody else has put there stays
             path.rmdir()
 
-# %% ../nbs/07_checkpoint.ipynb #eb624350
+# %% ../nbs/07_checkpoint.ipynb #5de615d6
 def load_gan(
     directory: Path,  # a run directory
 ) -> FaceGAN:  # compiled, ready to generate or to train on

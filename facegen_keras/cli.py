@@ -229,7 +229,6 @@ def read_folder(folder: Path) -> str:  # owner/slug
 def build(folder, **given):
     "Write the notebook, with the package inside, and its metadata."
     from facegen_keras.kernel import Job, build as build_folder
-
     build_folder(folder, Job(**job_fields(given)))
     click.echo(f"{folder / 'facegen.ipynb'}: try it with facegen kernel try, train it with facegen kernel run")
 
@@ -239,7 +238,6 @@ def build(folder, **given):
 def try_(folder):
     "Run that notebook here, on drawn faces, in a folder laid out like Kaggle's."
     from facegen_keras.kernel import check_folder, lay_out, run_notebook
-
     about, text, _ = check_folder(folder)
     with tempfile.TemporaryDirectory() as place:
         lay_out(Path(place), about["dataset_sources"][0])
@@ -250,12 +248,10 @@ def try_(folder):
         shutil.copytree(Path(place) / "working", folder / "tried")
     if status != "COMPLETE":
         raise input_error("facegen kernel try", "the notebook to run through", status, "see what it printed")
-    click.echo(
-        f"it runs: what it would leave on Kaggle is in {folder / 'tried'}, and how it looks in "
-        f"{folder / 'tried' / '__notebook__.ipynb'}"
-    )
+    click.echo(f"it runs: what it would leave on Kaggle is in {folder / 'tried'}, and how it looks in "
+               f"{folder / 'tried' / '__notebook__.ipynb'}")
 
-
+# %% ../nbs/10_cli.ipynb #29921f11
 @kernel.command()
 @folder_option
 def push(folder):
@@ -314,7 +310,7 @@ def run(folder, **given):
     if reason != "done":
         raise input_error("facegen kernel run", "all epochs", reason, "see to that, then run it again")
 
-# %% ../nbs/10_cli.ipynb #29921f11
+# %% ../nbs/10_cli.ipynb #02899ede
 @facegen.command()
 @click.option("--size", "image_size", default=128, show_default=True, help="Side of the pictures: 32, 64, 128 or 256.")
 @click.option("--batch", "batch_size", default=16, show_default=True, type=click.IntRange(min=2), help="Images a step.")
@@ -335,7 +331,7 @@ def bench(image_size, batch_size, width, rounds, out):
     if out:
         out.write_text(json.dumps(record, indent=2) + "\n")
 
-# %% ../nbs/10_cli.ipynb #02899ede
+# %% ../nbs/10_cli.ipynb #c12967f2
 def main(
     arguments: list[str] | None = None,  # default: what the shell gave
 ) -> None:

@@ -75,7 +75,7 @@ def open_run(
         raise unusable_out(config, error) from error
     return run, lock
 
-
+# %% ../nbs/08_training.ipynb #6b1a281b
 def describe(run: Run, config: RunConfig, faces: Faces, bad: dict[str, str], report) -> None:
     "Writes down machine and images; refuses images that are not the run's, and says what else has changed."
     before, now = run.read("environment.json") or {}, environment(config, faces)
@@ -113,7 +113,7 @@ def environment(config: RunConfig, faces: Faces) -> dict:
         "images_sha256": hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest(),  # not every name is text
     }
 
-# %% ../nbs/08_training.ipynb #24f0f22e
+# %% ../nbs/08_training.ipynb #468ed0cb
 def choose_images(
     run: Run | None,  # that is continued; None: a new one
     config: RunConfig,
@@ -164,7 +164,7 @@ def show_checking(report):
             last = time.monotonic()
     return progress
 
-# %% ../nbs/08_training.ipynb #468ed0cb
+# %% ../nbs/08_training.ipynb #64c288a6
 @dataclasses.dataclass
 class Session:
     "One stretch of training: how far the run is, why it should stop, and what things take."
@@ -214,7 +214,7 @@ class Session:
         yield
         self.seconds[name] = time.monotonic() - start
 
-# %% ../nbs/08_training.ipynb #744a65d8
+# %% ../nbs/08_training.ipynb #9c4f0bb5
 LINES_PER_EPOCH = 20
 
 
@@ -239,7 +239,7 @@ def mean_line(
     means = {name: float(np.average([line[name] for line in lines], weights=num_steps)) for name in names}
     return log_line(session, "epoch", sum(num_steps), means)
 
-# %% ../nbs/08_training.ipynb #9c4f0bb5
+# %% ../nbs/08_training.ipynb #f2261b67
 class WriteLog(keras.callbacks.Callback):
     "Counts steps, and writes `log.jsonl` and `speed.jsonl`."
 
@@ -298,7 +298,7 @@ def weights_are_finite(gan: FaceGAN) -> bool:
     variables = gan.generator.variables + gan.discriminator.variables
     return bool(ops.all(ops.stack([ops.all(ops.isfinite(variable)) for variable in variables])))
 
-# %% ../nbs/08_training.ipynb #f2261b67
+# %% ../nbs/08_training.ipynb #e30d7db8
 def restore(gan: FaceGAN, session: Session) -> bool:  # False: there is no checkpoint, and nothing was changed
     "Puts model, place and log back to the newest checkpoint that is whole."
     run = session.run
@@ -333,7 +333,7 @@ def log_length(run: Run) -> int:
     log = run.directory / "log.jsonl"
     return log.stat().st_size if log.exists() else 0
 
-# %% ../nbs/08_training.ipynb #e30d7db8
+# %% ../nbs/08_training.ipynb #f3ac8d31
 class DrawPictures(keras.callbacks.Callback):
     "Writes a grid and the curves after each epoch, and warns when all faces look the same."
 
@@ -376,7 +376,7 @@ class DrawPictures(keras.callbacks.Callback):
             self.session.report(f"epoch {self.session.epoch}: {line['warning']}")
         self.session.run.append("log.jsonl", line)
 
-# %% ../nbs/08_training.ipynb #f3ac8d31
+# %% ../nbs/08_training.ipynb #a6b7b271
 COLLAPSED = 0.1  # of the variety of real faces
 FEW_STEPS = 500  # fewer make no faces yet
 
@@ -396,7 +396,7 @@ def some_real_faces(
     everything = np.arange(len(faces))
     return np.stack([readable_face(faces, everything, place) for place in spread(list(everything), count)])
 
-# %% ../nbs/08_training.ipynb #a6b7b271
+# %% ../nbs/08_training.ipynb #2b1ae13e
 MOST_FRAMES = 61  # before training and after each of the article's epochs; longer runs skip evenly
 
 
@@ -419,7 +419,7 @@ def write_film(session: Session) -> None:
             session.run.write("timelapse.gif", content)
     session.seconds["frame"] = session.seconds["film"] / max(1, min(len(session.run.samples()), MOST_FRAMES))
 
-# %% ../nbs/08_training.ipynb #2b1ae13e
+# %% ../nbs/08_training.ipynb #37d36f15
 @contextlib.contextmanager
 def stop_on_signals(session: Session):
     "Within it, a first signal asks the session to stop; a second one does what it always did."
@@ -439,7 +439,7 @@ def stop_on_signals(session: Session):
         while previous:
             signal.signal(*previous.popitem())
 
-# %% ../nbs/08_training.ipynb #37d36f15
+# %% ../nbs/08_training.ipynb #97f45055
 KAGGLE_HOURS = 10
 
 
@@ -482,7 +482,7 @@ class StopInTime(keras.callbacks.Callback):
         frames = min(len(session.run.samples()) + ends_epoch, MOST_FRAMES)
         return step + took.get("save", 0.0) + ends_epoch * took.get("pictures", 0.0) + frames * took.get("frame", 0.0)
 
-# %% ../nbs/08_training.ipynb #97f45055
+# %% ../nbs/08_training.ipynb #fc888740
 class SaveState(keras.callbacks.Callback):
     "Saves now and then, and when the session is about to stop."
 
@@ -537,7 +537,7 @@ def newest_place(run: Run) -> tuple[int, ...]:  # (): there is none
     saved = checkpoints(run.directory / "checkpoints")
     return place_in_name(saved[-1]) if saved else ()
 
-
+# %% ../nbs/08_training.ipynb #29fd303d
 def note_unreadable(session: Session) -> None:
     "Adds images that could not be used to those known before."
     before = session.run.read("quarantine.json") or {}
@@ -559,13 +559,13 @@ def disk_trouble(error: OSError) -> str:
     "What the disk says, and about which file."
     return f"{Path(error.filename or 'the run').name} could not be written ({error.strerror})"
 
-# %% ../nbs/08_training.ipynb #fc888740
+# %% ../nbs/08_training.ipynb #419efa16
 def say(line: str) -> None:
     "Prints at once, also where the output goes to a file or a pipe that somebody watches."
     with contextlib.suppress(OSError):  # nobody reads it any more, which is no reason to stop
         print(line, flush=True)
 
-# %% ../nbs/08_training.ipynb #29fd303d
+# %% ../nbs/08_training.ipynb #1854cce3
 ARTICLE_HOURS, ARTICLE_EPOCHS = 100, 60  # on a Tesla K80
 ARTICLE_STEPS = ARTICLE_EPOCHS * 1_562  # of 64 images
 
@@ -605,7 +605,7 @@ def forecast(session: Session, seconds_per_step: float) -> str:
             f"(the article, at 128x128 on a Tesla K80: {article:.2f} s a step,\n"
             f"{ARTICLE_HOURS} hours for {ARTICLE_EPOCHS} epochs of 100,000 images)")
 
-# %% ../nbs/08_training.ipynb #c5da32cb
+# %% ../nbs/08_training.ipynb #08fc44a7
 class ShowForecast(keras.callbacks.Callback):
     "Measures a few steps after the first, which compiles, and says when the run will be done."
 
@@ -626,7 +626,7 @@ class ShowForecast(keras.callbacks.Callback):
                 self.session.report(forecast(self.session, (time.perf_counter() - self.start) / self.steps))
                 self.steps = None
 
-# %% ../nbs/08_training.ipynb #c08e09a6
+# %% ../nbs/08_training.ipynb #267fbc09
 def progress_line(
     line: dict,  # of the log
     epochs: int,  # of the whole run
@@ -666,7 +666,7 @@ class ShowLines(keras.callbacks.Callback):
             self.session.report(progress_line(line, self.session.config.epochs, self.session.images_per_s))
             self.said, self.time = line, now
 
-# %% ../nbs/08_training.ipynb #9fddb393
+# %% ../nbs/08_training.ipynb #79ddea78
 class ShowBar(keras.callbacks.Callback):
     "A bar on the terminal; what is printed meanwhile appears above it."
 
@@ -690,7 +690,7 @@ class ShowBar(keras.callbacks.Callback):
         "Gives the terminal back, whatever has happened."
         self.bar.stop()
 
-# %% ../nbs/08_training.ipynb #5d04049a
+# %% ../nbs/08_training.ipynb #01cce214
 MOST_RECOVERIES = 3
 
 
@@ -722,7 +722,7 @@ def recover(
     session.report(f"{error}; going back to epoch {session.epoch}, step {session.step}, with other random numbers "
                    f"({times + 1} of {MOST_RECOVERIES})")
 
-# %% ../nbs/08_training.ipynb #79ddea78
+# %% ../nbs/08_training.ipynb #f5ba57df
 BAD_IMAGES = "too many images have gone bad"
 
 
@@ -760,7 +760,7 @@ def run_session(
         if on_terminal:
             show.close()
 
-# %% ../nbs/08_training.ipynb #01cce214
+# %% ../nbs/08_training.ipynb #2990946f
 def train_until_stopped(gan: FaceGAN, session: Session) -> None:
     "Runs the session, going back where it diverges, pausing where the disk fails."
     try:
@@ -791,7 +791,7 @@ def paused_by_errors(session: Session):
             write_status(session, "paused", f"ended by {type(error).__name__}: {error}")
         raise
 
-# %% ../nbs/08_training.ipynb #f5ba57df
+# %% ../nbs/08_training.ipynb #1ed7d21a
 def finish(gan: FaceGAN, session: Session) -> None:
     "The film, the result, and the last word in `status.json`."
     run, finished = session.run, session.steps_left == 0
@@ -814,7 +814,7 @@ def finish(gan: FaceGAN, session: Session) -> None:
         advice = "" if session.stop_reason == BAD_IMAGES else "\nthe same command goes on from here"
         session.report(f"paused after epoch {session.epoch}, step {session.step}: {session.stop_reason}{advice}")
 
-# %% ../nbs/08_training.ipynb #2990946f
+# %% ../nbs/08_training.ipynb #3e6a40bf
 def train(
     config: RunConfig,
     hours: float | None = None,  # be done, saved, after so many hours; None: when it is finished (on Kaggle: 10)
@@ -837,12 +837,8 @@ def train(
     faces = load_faces(config.data, config.image_size, config.crop, None if listed else config.limit, config.seed)
     bad = choose_images(run if going_on else None, config, faces, report)
     if len(faces) < config.batch_size:
-        raise input_error(
-            "batch_size",
-            f"at most the {len(faces)} images of {config.data}",
-            config.batch_size,
-            "set a smaller batch_size or give more images",
-        )
+        raise input_error("batch_size", f"at most the {len(faces)} images of {config.data}",
+                          config.batch_size, "set a smaller batch_size or give more images")
     require_readable(faces)
     run, lock = open_run(config, faces, bad, fresh, report)
     session = Session(run, faces, config, report, deadline)
@@ -854,7 +850,7 @@ def train(
     refuse_too_many(faces.unreadable, len(faces), config)
     return run
 
-
+# %% ../nbs/08_training.ipynb #415c3be3
 def go_on(session: Session) -> None:
     "From the run on disk to a run that is finished or paused."
     run, report = session.run, session.report
