@@ -11,7 +11,7 @@ __all__ = ['CROPS', 'CELEBA_SIZE', 'ARTICLE_BOX', 'SAME_PROPORTIONS', 'FORMATS',
            'is_picture', 'is_wanted', 'is_hidden', 'walk', 'list_folder', 'check_length', 'why_not', 'file_stamp',
            'FolderSource', 'copy_directory', 'list_zip', 'read_entry', 'ZipSource', 'DrawnSource', 'other_files',
            'list_endings', 'stem', 'read_lines', 'celebrities_100k', 'celeba', 'recognise', 'spread', 'epoch_order',
-           'epoch_flips', 'num_threads', 'LookAhead', 'to_dataset', 'readable_face', 'require_readable', 'batch_pixels',
+           'epoch_flips', 'num_threads', 'LookAhead', 'to_stream', 'readable_face', 'require_readable', 'batch_pixels',
            'Faces', 'check_proportions', 'open_source', 'load_faces', 'examine', 'cache_key', 'cache_file', 'connect',
            'is_damage', 'open_cache', 'CheckCache', 'check_block', 'find_duplicates', 'check_faces']
 
@@ -621,23 +621,24 @@ class LookAhead:
         return self.futures.pop(int(step)).result()
 
 # %% ../nbs/03_faces.ipynb #4c4b3a6a
-def to_dataset(
-    batch_pixels,  # step -> (B, S, S, 3) uint8; called in several threads
+def to_stream(
+    make_batch,  # step -> (B, S, S, 3) uint8; called in several threads
     steps: range,  # the steps to make, in this order
     shape: tuple,  # (B, S, S, 3)
-):  # tf.data.Dataset of (B, S, S, 3) float32 in [-1, 1]
+):  # tf.data.Dataset, or with another backend an iterator of NumPy arrays: (B, S, S, 3) uint8
     "A stream of batches."
+    import keras
+
+    look_ahead = LookAhead(make_batch, steps)
+    if keras.backend.backend() != "tensorflow":
+        return map(look_ahead, steps)
+
     import tensorflow as tf
-
-    look_ahead = LookAhead(batch_pixels, steps)
-
-    def make(step):
-        pixels = tf.ensure_shape(tf.numpy_function(look_ahead, [step], tf.uint8), shape)
-        return tf.cast(pixels, tf.float32) / 127.5 - 1.0  # as `to_float`
 
     options = tf.data.Options()
     options.experimental_optimization.inject_prefetch = False  # no Python in TensorFlow's threads
-    return tf.data.Dataset.range(steps.start, steps.stop).map(make).with_options(options)
+    stream = tf.data.Dataset.range(steps.start, steps.stop).with_options(options)
+    return stream.map(lambda step: tf.ensure_shape(tf.numpy_function(look_ahead, [step], tf.uint8), shape))
 
 # %% ../nbs/03_faces.ipynb #d6f5c84c
 def readable_face(
@@ -725,7 +726,7 @@ class Faces:
         start_epoch: int = 0,  # it starts in this epoch ...
         start_step: int = 0,  # ... with this batch of it
         flip: bool = True,  # mirror half of the pictures left to right?
-    ):  # tf.data.Dataset of (batch_size, S, S, 3) float32 in [-1, 1]
+    ):  # tf.data.Dataset or iterator of (batch_size, S, S, 3) uint8
         "Batches in an order that depends on seed and epoch alone; fails here if nothing can be read."
         num_steps = len(self) // batch_size
         if num_steps == 0:
@@ -734,7 +735,7 @@ class Faces:
         readable_face(self, epoch_order(len(self), seed, start_epoch), start_step * batch_size)
         make = functools.partial(batch_pixels, self, batch_size=batch_size, seed=seed, flip=flip)
         steps = range(start_epoch * num_steps + start_step, epochs * num_steps)
-        return to_dataset(make, steps, (batch_size, self.image_size, self.image_size, 3))
+        return to_stream(make, steps, (batch_size, self.image_size, self.image_size, 3))
 
 # %% ../nbs/03_faces.ipynb #747f6b40
 def check_proportions(
