@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['CROPS', 'CELEBA_SIZE', 'ARTICLE_BOX', 'SAME_PROPORTIONS', 'FORMATS', 'SUFFIXES', 'BEGINNINGS', 'MAX_PIXELS',
            'MAX_BYTES', 'MIN_SIDE', 'MAX_PROPORTION', 'EXIF_ORIENTATION', 'TURNS', 'NAME_LIST', 'PARTITION_LISTS',
-           'CELEBA_FOLDER', 'NO_STAMP', 'ENCRYPTED', 'ZIP_ERRORS', 'NO_ENTRY', 'MAX_THREADS', 'SMALLEST_CHECKED',
-           'CHECK_RULES', 'CHECK_BLOCK', 'SAME_BYTES', 'to_float', 'to_pixels', 'crop_box', 'UnreadableImage',
-           'what_instead', 'check_size', 'open_picture', 'to_rgb', 'upright', 'read_picture', 'decode_face',
-           'is_picture', 'is_wanted', 'is_hidden', 'walk', 'list_folder', 'check_length', 'why_not', 'file_stamp',
-           'FolderSource', 'copy_directory', 'list_zip', 'read_entry', 'ZipSource', 'DrawnSource', 'other_files',
-           'list_endings', 'stem', 'read_lines', 'celebrities_100k', 'celeba', 'recognise', 'spread', 'epoch_order',
-           'epoch_flips', 'num_threads', 'LookAhead', 'to_stream', 'readable_face', 'require_readable', 'batch_pixels',
-           'Faces', 'check_proportions', 'open_source', 'load_faces', 'examine', 'cache_key', 'cache_file', 'connect',
-           'is_damage', 'open_cache', 'CheckCache', 'check_block', 'find_duplicates', 'check_faces']
+           'CELEBA_FOLDER', 'NO_STAMP', 'ENCRYPTED', 'ZIP_ERRORS', 'NO_ENTRY', 'MOST_MEMORY', 'LEAST_FREE',
+           'MAX_THREADS', 'SMALLEST_CHECKED', 'CHECK_RULES', 'CHECK_BLOCK', 'SAME_BYTES', 'to_float', 'to_pixels',
+           'crop_box', 'UnreadableImage', 'what_instead', 'check_size', 'open_picture', 'to_rgb', 'upright',
+           'read_picture', 'decode_face', 'is_picture', 'is_wanted', 'is_hidden', 'walk', 'list_folder', 'check_length',
+           'why_not', 'file_stamp', 'FolderSource', 'copy_directory', 'list_zip', 'read_entry', 'ZipSource',
+           'DrawnSource', 'other_files', 'list_endings', 'stem', 'read_lines', 'celebrities_100k', 'celeba',
+           'recognise', 'spread', 'epoch_order', 'epoch_flips', 'cache_folder', 'nameless_file', 'write_whole',
+           'DecodedStore', 'mirror', 'num_threads', 'LookAhead', 'to_stream', 'readable_face', 'require_readable',
+           'batch_pixels', 'Faces', 'check_proportions', 'open_source', 'load_faces', 'examine', 'cache_key',
+           'cache_file', 'connect', 'is_damage', 'open_cache', 'CheckCache', 'check_block', 'find_duplicates',
+           'check_faces']
 
 # %% ../nbs/03_faces.ipynb #07dc1b6f
 import collections
@@ -23,12 +25,16 @@ import functools
 import hashlib
 import io
 import itertools
+import math
 import os
 import re
 import sqlite3
 import stat
 import struct
+import tempfile
+import threading
 import warnings
+import weakref
 import zipfile
 import zlib
 from array import array
@@ -316,12 +322,12 @@ class FolderSource:
 
     def keep(self, indices: list[int]) -> None:
         "Forgets all names but these."
-        self.names = [self.names[index] for index in indices]
-        self.stamps = None if self.stamps is None else self.stamps[indices]
+        stamps = None if self.stamps is None else self.stamps[indices]
+        self.stamps, self.names = stamps, [self.names[index] for index in indices]
 
     def follow(self, names: list[str]) -> None:
         "Takes exactly these names in this order, there or not; forgets the stamps."
-        self.names, self.stamps = list(names), None
+        self.stamps, self.names = None, list(names)
 
     def stamp(self, index: int) -> tuple[int, int]:
         "By what the file is known again; `UnreadableImage` if it cannot be had."
@@ -422,14 +428,14 @@ class ZipSource:
 
     def keep(self, indices: list[int]) -> None:
         "Forgets all names but these."
-        self.names, self.entries = [self.names[index] for index in indices], self.entries[indices]
+        self.entries, self.names = self.entries[indices], [self.names[index] for index in indices]
 
     def follow(self, names: list[str]) -> None:
         "Takes exactly these names in this order, there or not."
         present, entries, self.zip_stamp = list_zip(self.path)
         places = {name: place for place, name in enumerate(present)}
         with_none = np.concatenate([entries, [NO_ENTRY]])
-        self.names, self.entries = list(names), with_none[[places.get(name, -1) for name in names]]
+        self.entries, self.names = with_none[[places.get(name, -1) for name in names]], list(names)
 
     def stamp(self, index: int) -> tuple[int, int]:
         "By what the file is known again: its size, and its checksum mixed with the zip's time."
@@ -471,7 +477,7 @@ class DrawnSource:
     def follow(self, names: list[str]) -> None:
         "Takes exactly these names in this order, drawn or not."
         numbers = {f"toy-{number:06d}": number for number in range(len(self.toys))}
-        self.names, self.numbers = list(names), [numbers.get(name) for name in names]
+        self.numbers, self.names = [numbers.get(name) for name in names], list(names)
 
     def read(self, index: int) -> np.ndarray:  # (image_size, image_size, 3) uint8
         "One face; `UnreadableImage` if there is none of that name."
@@ -596,6 +602,96 @@ def epoch_flips(
     return np.random.default_rng([seed, epoch, 2]).random(num_images) < 0.5
 
 # %% ../nbs/03_faces.ipynb #903aa757
+def cache_folder() -> Path:
+    "Where caches lie, by the rules of the XDG base directories."
+    folder = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(folder) if os.path.isabs(folder) else Path.home() / ".cache"
+    return root / "facegen_keras"
+
+# %% ../nbs/03_faces.ipynb #4c4b3a6a
+MOST_MEMORY = 1_000_000_000  # bytes; 20,000 faces of 128 pixels: a machine with 8 GB can spare that
+LEAST_FREE = 2_000_000_000  # bytes that stay free on the disk: a run's checkpoints need room
+
+
+def nameless_file():  # `OSError` if none can be made, `RuntimeError` if nobody knows the home folder
+    "A file in the cache folder that is gone as soon as nobody has it open."
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryFile(dir=cache_folder(), buffering=0)
+
+
+def write_whole(file, data: bytes, offset: int) -> bool:  # False: there is no room for it
+    "Writes to a file, unless that would fill the disk."
+    disk = os.fstatvfs(file.fileno())
+    if disk.f_bavail * disk.f_frsize < LEAST_FREE + len(data):
+        return False
+    try:
+        return os.pwrite(file.fileno(), data, offset) == len(data)
+    except OSError:
+        return False
+
+# %% ../nbs/03_faces.ipynb #d6f5c84c
+class DecodedStore:
+    "Decoded faces by number: in memory, in a file if they are many, nowhere if there is no room."
+
+    def __init__(
+        self,
+        names: list[str],  # whose faces these are; another list means other faces
+        image_size: int,  # side of a face, pixels: S
+    ):
+        self.names, self.kept, self.lock = names, np.zeros(len(names), bool), threading.Lock()
+        self.pixels, self.file = None, None  # (N, S, S, 3) uint8, and the file that it is a map of
+        shape = (len(names), image_size, image_size, 3)
+        with contextlib.suppress(MemoryError, OSError, RuntimeError):  # then nothing is kept
+            if math.prod(shape) <= MOST_MEMORY:
+                self.pixels = np.empty(shape, np.uint8)
+            elif hasattr(os, "pwrite"):
+                self.file = nameless_file()
+                weakref.finalize(self, self.file.close)
+                self.file.truncate(math.prod(shape))
+                self.pixels = np.memmap(self.file, np.uint8, "r", shape=shape)
+        self.has_room = self.pixels is not None
+
+    def keep(
+        self,
+        index: int,
+        face: np.ndarray,  # (S, S, 3) uint8
+    ) -> None:
+        "Keeps a face, unless it is there or there is no room; once there is none, no more are kept."
+        with self.lock:
+            if self.kept[index] or not self.has_room:
+                return
+            if self.file is None:
+                self.pixels[index] = face
+            else:
+                self.has_room = write_whole(self.file, face.tobytes(), int(index) * face.nbytes)
+            self.kept[index] = self.has_room
+
+    def gather(
+        self,
+        indices: np.ndarray,  # (B,) int64
+        out: np.ndarray,  # (B, S, S, 3) uint8; the faces that are there are written into it
+    ) -> np.ndarray:  # (B,) bool: which are there
+        "Copies the faces that are there, all in one call: other threads may run meanwhile."
+        kept = self.kept[indices]
+        if kept.all():
+            np.take(self.pixels, indices, axis=0, out=out, mode="clip")  # "raise" would copy twice
+        elif kept.any():
+            out[kept] = self.pixels[indices[kept]]
+        return kept
+
+# %% ../nbs/03_faces.ipynb #34655bde
+def mirror(
+    pixels: np.ndarray,  # (B, S, S, 3) uint8, changed in place
+    flips: np.ndarray,  # (B,) bool: which of them
+) -> None:
+    "Mirrors some pictures left to right."
+    chosen = pixels[flips]
+    mirrored = np.empty_like(chosen)
+    for channel in range(3):
+        mirrored[..., channel] = chosen[:, :, ::-1, channel]
+    pixels[flips] = mirrored
+
+# %% ../nbs/03_faces.ipynb #274486b3
 MAX_THREADS = 8  # more would only wait for Python's lock
 
 
@@ -620,7 +716,7 @@ class LookAhead:
         self.futures = {s: self.futures.get(s) or self.pool.submit(self.function, s) for s in ahead}
         return self.futures.pop(int(step)).result()
 
-# %% ../nbs/03_faces.ipynb #4c4b3a6a
+# %% ../nbs/03_faces.ipynb #e08f391b
 def to_stream(
     make_batch,  # step -> (B, S, S, 3) uint8; called in several threads
     steps: range,  # the steps to make, in this order
@@ -640,20 +736,26 @@ def to_stream(
     stream = tf.data.Dataset.range(steps.start, steps.stop).with_options(options)
     return stream.map(lambda step: tf.ensure_shape(tf.numpy_function(look_ahead, [step], tf.uint8), shape))
 
-# %% ../nbs/03_faces.ipynb #d6f5c84c
+# %% ../nbs/03_faces.ipynb #ddecd41f
 def readable_face(
     faces,  # `Faces`, below
     order: np.ndarray,  # (N,) int64: an epoch's order
     place: int,  # in the order
 ) -> np.ndarray:  # (S, S, 3) uint8, RGB
     "The face at this place, or the next one that can be read; `faces.unreadable` notes the others."
+    decoded = faces.decoded
     for index in itertools.chain(order[place:], order[:place]):
+        if decoded.kept[index]:
+            return np.array(decoded.pixels[index])
         name = faces.name(index)
         if name not in faces.unreadable:
             try:
-                return faces[index]
+                face = faces[index]
             except UnreadableImage as error:
                 faces.unreadable[name] = str(error)
+            else:
+                decoded.keep(index, face)
+                return face
     examples = [f"; {name}, for one: {reason}" for name, reason in faces.unreadable.items()]
     raise input_error("data", "at least one picture that can be read", f"none among {len(faces):,}",
                       "run facegen check" + "".join(examples[:1]))
@@ -665,7 +767,7 @@ def require_readable(
     "Refuses a collection in which no picture can be read."
     readable_face(faces, np.arange(len(faces)), 0)
 
-# %% ../nbs/03_faces.ipynb #ca89eea1
+# %% ../nbs/03_faces.ipynb #68900d0f
 def batch_pixels(
     faces,  # `Faces`, below
     step: int,  # counted from the start of epoch 0
@@ -676,13 +778,17 @@ def batch_pixels(
     "One batch, whatever came before it."
     epoch, step = divmod(int(step), len(faces) // batch_size)
     order, flips = epoch_order(len(faces), seed, epoch), epoch_flips(len(faces), seed, epoch)
+    first = step * batch_size
+    places = slice(first, first + batch_size)
     pixels = np.empty((batch_size, faces.image_size, faces.image_size, 3), np.uint8)
-    for row, place in enumerate(range(step * batch_size, (step + 1) * batch_size)):
-        face = readable_face(faces, order, place)
-        pixels[row] = face[:, ::-1] if flip and flips[place] else face
+    kept = faces.decoded.gather(order[places], pixels)
+    for row in np.flatnonzero(~kept):
+        pixels[row] = readable_face(faces, order, first + row)
+    if flip:
+        mirror(pixels, flips[places])
     return pixels
 
-# %% ../nbs/03_faces.ipynb #e675bf84
+# %% ../nbs/03_faces.ipynb #58d7bf3d
 class Faces:
     "Pictures of faces by number, and as batches for training."
 
@@ -695,6 +801,7 @@ class Faces:
     ):
         self.source, self.layout, self.crop, self.image_size = source, layout, crop, image_size
         self.unreadable = {}  # name -> reason, of pictures met while training
+        self._decoded = None
 
     def __len__(self) -> int:
         return len(self.source.names)
@@ -711,6 +818,13 @@ class Faces:
         "Forgets the pictures of these names; for the time before a run, since it changes the order."
         names = set(names)
         self.source.keep([index for index in range(len(self)) if self.name(index) not in names])
+
+    @property
+    def decoded(self) -> DecodedStore:
+        "What batches keep; empty after any change of names."
+        if self._decoded is None or self._decoded.names is not self.source.names:
+            self._decoded = DecodedStore(self.source.names, self.image_size)
+        return self._decoded
 
     def __getitem__(self, index: int) -> np.ndarray:  # (S, S, 3) uint8, RGB
         "One face; `UnreadableImage` if there is none in the file."
@@ -737,7 +851,7 @@ class Faces:
         steps = range(start_epoch * num_steps + start_step, epochs * num_steps)
         return to_stream(make, steps, (batch_size, self.image_size, self.image_size, 3))
 
-# %% ../nbs/03_faces.ipynb #747f6b40
+# %% ../nbs/03_faces.ipynb #d3876c14
 def check_proportions(
     source,  # a collection
 ) -> None:  # or `InputError`
@@ -754,7 +868,7 @@ def check_proportions(
                               f"{width} x {height} in {name}", "set crop=square or crop=none")
         return
 
-# %% ../nbs/03_faces.ipynb #989a4280
+# %% ../nbs/03_faces.ipynb #50413dd1
 def open_source(
     path,  # a folder or a zip
 ):  # a collection that holds at least one picture
@@ -772,7 +886,7 @@ def open_source(
                           f"give another path, {found}")
     return source
 
-# %% ../nbs/03_faces.ipynb #274486b3
+# %% ../nbs/03_faces.ipynb #4193eccf
 def load_faces(
     data,  # "toy", a folder, a .zip of one, or a Kaggle dataset folder
     image_size: int = 128,  # side of a face, pixels
@@ -797,7 +911,7 @@ def load_faces(
         check_proportions(source)
     return Faces(source, layout, crop, image_size)
 
-# %% ../nbs/03_faces.ipynb #50413dd1
+# %% ../nbs/03_faces.ipynb #92f234b0
 SMALLEST_CHECKED = 64  # no side of a JPEG is decoded below this, pixels
 
 
@@ -817,7 +931,7 @@ def examine(
         return digest, str(error)
     return digest, None
 
-# %% ../nbs/03_faces.ipynb #728c1217
+# %% ../nbs/03_faces.ipynb #8b1fa0cb
 CHECK_RULES = 1  # counted up whenever this page judges a picture differently
 
 
@@ -831,12 +945,9 @@ def cache_key(
     joined = "\0".join(known).encode("utf-8", "surrogatepass")  # not every name is valid text
     return hashlib.blake2b(joined, digest_size=16).digest()
 
-# %% ../nbs/03_faces.ipynb #ed39a223
+# %% ../nbs/03_faces.ipynb #ad6cb8bc
 def cache_file() -> Path:
-    "Where the cache lies, by the rules of the XDG base directories."
-    folder = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(folder) if os.path.isabs(folder) else Path.home() / ".cache"
-    return root / "facegen_keras" / "checked.sqlite"
+    return cache_folder() / "checked.sqlite"
 
 
 def connect(path) -> sqlite3.Connection:
@@ -854,7 +965,7 @@ def connect(path) -> sqlite3.Connection:
 def is_damage(error: sqlite3.Error) -> bool:  # of the file; not a lock or a full disk
     return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
 
-# %% ../nbs/03_faces.ipynb #8a73e5cc
+# %% ../nbs/03_faces.ipynb #993ff807
 def open_cache() -> sqlite3.Connection:
     "The user's cache; one in memory if that cannot be had."
     try:
@@ -868,7 +979,7 @@ def open_cache() -> sqlite3.Connection:
     except (sqlite3.Error, OSError, RuntimeError):  # RuntimeError: nobody knows the home folder
         return connect(":memory:")
 
-# %% ../nbs/03_faces.ipynb #e4183c50
+# %% ../nbs/03_faces.ipynb #c2b22002
 class CheckCache:
     "What earlier checks have found."
 
@@ -899,7 +1010,7 @@ class CheckCache:
     def close(self) -> None:
         self.connection.close()
 
-# %% ../nbs/03_faces.ipynb #17b4b713
+# %% ../nbs/03_faces.ipynb #0a7ab7a4
 CHECK_BLOCK = 1024  # pictures; bounds what waits in memory
 
 
@@ -926,7 +1037,7 @@ def check_block(
         findings[index] += known[index] or examined[index]
     return [findings[index] for index in block]
 
-# %% ../nbs/03_faces.ipynb #5ff5443f
+# %% ../nbs/03_faces.ipynb #755f4f22
 SAME_BYTES = "the same bytes as "  # how the reason of a duplicate begins
 
 
@@ -938,7 +1049,7 @@ def find_duplicates(
     later = np.flatnonzero(first[groups] != np.arange(len(digests)))
     return dict(zip(later.tolist(), first[groups[later]].tolist()))
 
-# %% ../nbs/03_faces.ipynb #54ea7391
+# %% ../nbs/03_faces.ipynb #938c37a0
 def check_faces(
     faces: Faces,  # to be read from end to end; from now on, files that change are not read
     progress=None,  # called with (pictures done, pictures in all) after each block

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from facegen_keras import faces as module
 from facegen_keras.config import InputError
 from facegen_keras.faces import (
-    DrawnSource, FolderSource, UnreadableImage, ZipSource, check_faces, check_size, decode_face, list_endings,
-    load_faces, other_files, require_readable)
+    DrawnSource, FolderSource, UnreadableImage, ZipSource, check_faces, check_size, decode_face, epoch_order,
+    list_endings, load_faces, other_files, require_readable)
 
 CHECK = "import json, sys; from facegen_keras.faces import *; print(json.dumps(check_faces(load_faces(sys.argv[1]))))"
 CHANGED = "changed since it was checked"
@@ -377,18 +377,27 @@ def test_two_processes_may_check_at_once(tmp_path, reads):
 
 # While training
 
-def test_files_that_change_or_vanish_during_training_are_noted(folder):
+def test_files_that_change_or_vanish_before_they_are_shown_are_noted_and_later_they_may(folder, monkeypatch):
+    monkeypatch.setattr(module, "num_threads", lambda: 1)  # looks two batches ahead
     faces = load_faces(folder, image_size=16)
     faces.leave_out(check_faces(faces))
-    stream = iter(faces.batches(2, epochs=9))
+    known = {faces.name(index): face.tobytes() for index, face in enumerate(faces)}
+    names = [faces.name(index) for index in epoch_order(10, 0, 0)]
+    (shown_and_gone, shown_and_changed), (gone, changed, touched) = names[:2], names[-3:]
+    stream = iter(faces.batches(2, epochs=9, flip=False))
     next(stream)
-    (folder / "01.png").unlink()
-    (folder / "04.png").write_bytes(save(noise(20, 20)))
-    make_later(folder / "07.png")
-    assert len(list(stream)) == 44
-    assert faces.unreadable == {"01.png": "no longer there", "04.png": CHANGED, "07.png": CHANGED}
+    for name in (shown_and_gone, gone):
+        (folder / name).unlink()
+    for name in (shown_and_changed, changed):
+        (folder / name).write_bytes(save(noise(20, 20)))
+    make_later(folder / touched)
+    rest = list(stream)
+    assert len(rest) == 44
+    assert faces.unreadable == {gone: "no longer there", changed: CHANGED, touched: CHANGED}
+    last_epoch = {face.numpy().tobytes() for batch in rest[-5:] for face in batch}
+    assert last_epoch == {known[name] for name in names[:-3]}
     again = check_faces(faces)
-    assert again == {"01.png": "no longer there"}, "a new check takes files as they are now"
+    assert again == dict.fromkeys((shown_and_gone, gone), "no longer there"), "a new check takes files as they are now"
 
 
 def test_a_file_still_being_written_is_not_taken(folder, monkeypatch):

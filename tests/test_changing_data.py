@@ -9,9 +9,10 @@ import pytest
 from bad_pictures import make_bad_folder
 from PIL import Image
 
-from facegen_keras import RunConfig, training
+from facegen_keras import RunConfig, faces, training
 from facegen_keras.cli import main
 from facegen_keras.config import InputError
+from facegen_keras.faces import epoch_order
 from facegen_keras.training import Run, train
 
 SILENT = dict(report=lambda line: None)
@@ -72,19 +73,32 @@ def test_more_than_max_bad_is_refused_before_anything_is_written(config, tmp_pat
     assert "at most 1.00% of the images to be bad (max_bad), got '2 of 40, such as 000.png: HTML" in err
 
 
-def test_a_picture_that_vanishes_or_changes_in_mid_run_is_done_without(config, monkeypatch, tmp_path):
+def test_a_picture_that_vanishes_or_changes_before_it_was_shown_is_done_without(config, monkeypatch, tmp_path):
     generous = dataclasses.replace(config, max_bad=0.1)
+    names = [f"{number:03}.png" for number in epoch_order(40, config.seed, 0)]
+    (shown_and_gone, shown_and_changed), (gone, changed) = names[:2], names[-2:]
 
     def change():
-        (tmp_path / "faces/007.png").unlink()
-        (tmp_path / "faces/011.png").write_bytes((tmp_path / "faces/012.png").read_bytes())
+        for name in (shown_and_gone, gone):
+            (tmp_path / "faces" / name).unlink()
+        for name in (shown_and_changed, changed):
+            (tmp_path / "faces" / name).write_bytes((tmp_path / "faces" / names[20]).read_bytes())
 
+    monkeypatch.setattr(faces, "num_threads", lambda: 1)  # looks two steps ahead
     at_step(monkeypatch, 3, change)
     lines = []
     run = train(generous, report=lines.append)
     assert run.status["state"] == "finished" and run.records("epoch")[-1]["step"] == 20
-    assert quarantine(run)["011.png"] == "changed since it was checked" and set(quarantine(run)) == {"007.png", "011.png"}
+    assert quarantine(run) == {gone: "no longer there", changed: "changed since it was checked"}
     assert any("2 images could not be used" in line for line in lines)
+
+
+def test_a_collection_that_vanishes_once_all_of_it_was_shown_is_not_missed(config, monkeypatch, tmp_path):
+    whole = train(dataclasses.replace(config, out=tmp_path / "whole"), **SILENT)
+    at_step(monkeypatch, 11, lambda: shutil.rmtree(tmp_path / "faces"))
+    run = train(config, **SILENT)
+    assert run.status["state"] == "finished" and quarantine(run) == {}
+    assert (run.directory / "log.jsonl").read_bytes() == (whole.directory / "log.jsonl").read_bytes()
 
 
 def test_a_picture_that_vanished_between_sessions_keeps_its_place(config, tmp_path):
@@ -136,23 +150,25 @@ def test_a_limit_takes_the_same_pictures_from_a_folder_that_has_grown(config, tm
 @pytest.mark.parametrize("everything", [False, True])
 def test_too_many_that_vanish_in_mid_run_stop_it_and_it_goes_on_when_they_are_back(config, monkeypatch, tmp_path, everything):
     whole = train(dataclasses.replace(config, out=tmp_path / "whole"), **SILENT)
-    faces, aside = tmp_path / "faces", tmp_path / "aside"
+    folder, aside = tmp_path / "faces", tmp_path / "aside"
     aside.mkdir()
 
     def vanish():
         for number in range(0 if everything else 20, 40):
-            (faces / f"{number:03}.png").rename(aside / f"{number:03}.png")
+            (folder / f"{number:03}.png").rename(aside / f"{number:03}.png")
 
-    at_step(monkeypatch, 3, vanish)
-    if everything:  # then it is the thread that makes batches which ends it
-        monkeypatch.setattr(training.WatchImages, "on_train_batch_end", lambda *arguments, **options: None)
     slow, lines = dataclasses.replace(config, save_minutes=0), []
-    with pytest.raises(InputError, match="to be bad"):
-        train(slow, report=lines.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(faces, "num_threads", lambda: 1)  # looks two steps ahead
+        at_step(patch, 3, vanish)
+        if everything:  # then, where nothing could be kept, it is the thread that makes batches which ends it
+            patch.setattr(faces.DecodedStore, "keep", lambda *arguments: None)
+            patch.setattr(training.WatchImages, "on_train_batch_end", lambda *arguments, **options: None)
+        with pytest.raises(InputError, match="to be bad"):
+            train(slow, report=lines.append)
     assert not any("same command" in line for line in lines)
-    monkeypatch.undo()
     assert Run(config.out).status["state"] == "paused"
-    shutil.copytree(aside, faces, dirs_exist_ok=True)
+    shutil.copytree(aside, folder, dirs_exist_ok=True)
     run = train(slow, **SILENT)
     assert run.status["state"] == "finished"
     assert [line["step"] for line in run.records("epoch")] == [line["step"] for line in whole.records("epoch")]

@@ -383,24 +383,26 @@ def test_flips_are_where_epoch_flips_says_and_nowhere_without(many):
 
 @settings(deadline=None, max_examples=15)
 @given(data=st.data())
-def test_any_start_gives_the_tail_and_reads_nothing_before(many_once, data):
-    faces, whole, reads = many_once
+def test_any_start_gives_the_tail_and_reads_nothing_before_and_nothing_twice(many_once, data):
+    folder, whole = many_once
     epoch, step = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 5))
-    reads.clear()
+    faces, reads = load_faces(folder, image_size=SIDE), []
+    read = faces.source.read
+    faces.source.read = lambda index: reads.append(index) or read(index)
     tail = [batch.numpy() for batch in faces.batches(6, seed=3, epochs=3, start_epoch=epoch, start_step=step)]
     assert np.array_equal(tail, whole[epoch * 6 + step:])
     shown = [epoch_order(40, 3, e)[start * 6:start * 6 + 6] for e in range(epoch, 3)
              for start in range(step if e == epoch else 0, 6)]
-    assert sorted(reads) == sorted([*np.concatenate(shown), shown[0][0]])  # the first twice: `batches` tries it
+    assert sorted(reads) == sorted(set(np.concatenate(shown)))
 
 
 @pytest.fixture(scope="module")
 def many_once(tmp_path_factory):
     folder = folder_of(tmp_path_factory.mktemp("many"), {f"{i:03}.png": numbered(i) for i in range(40)})
-    faces, reads = load_faces(folder, image_size=SIDE), []
-    read = faces.source.read
-    faces.source.read = lambda index: reads.append(index) or read(index)
-    yield faces, [batch.numpy() for batch in faces.batches(6, seed=3, epochs=3)], reads
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "num_threads", lambda: 1)  # two may decode one picture at the same time
+        whole = load_faces(folder, image_size=SIDE).batches(6, seed=3, epochs=3)
+        yield folder, [batch.numpy() for batch in whole]
 
 
 def test_a_stream_can_be_run_twice_and_beside_itself(many):
