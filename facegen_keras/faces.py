@@ -13,9 +13,9 @@ __all__ = ['CROPS', 'CELEBA_SIZE', 'ARTICLE_BOX', 'SAME_PROPORTIONS', 'FORMATS',
            'DrawnSource', 'other_files', 'list_endings', 'stem', 'read_lines', 'celebrities_100k', 'celeba',
            'recognise', 'spread', 'epoch_order', 'epoch_flips', 'cache_folder', 'nameless_file', 'write_whole',
            'DecodedStore', 'mirror', 'num_threads', 'LookAhead', 'to_stream', 'readable_face', 'require_readable',
-           'batch_pixels', 'Faces', 'check_proportions', 'open_source', 'load_faces', 'examine', 'cache_key',
-           'cache_file', 'connect', 'is_damage', 'open_cache', 'CheckCache', 'check_block', 'find_duplicates',
-           'check_faces']
+           'batch_pixels', 'check_batch_size', 'Faces', 'check_proportions', 'open_source', 'load_faces', 'examine',
+           'cache_key', 'cache_file', 'connect', 'is_damage', 'open_cache', 'CheckCache', 'check_block',
+           'find_duplicates', 'check_faces']
 
 # %% ../nbs/03_faces.ipynb #07dc1b6f
 import collections
@@ -774,13 +774,15 @@ def batch_pixels(
     batch_size: int,  # pictures a batch
     seed: int,  # of order and flips
     flip: bool,  # mirror half of the pictures left to right?
-) -> np.ndarray:  # (batch_size, S, S, 3) uint8, RGB
-    "One batch, whatever came before it."
+    part: tuple[int, int] = (0, 1),  # which part of the batch, of how many
+) -> np.ndarray:  # (batch_size / parts, S, S, 3) uint8, RGB
+    "One batch, or a part of it, whatever came before it."
     epoch, step = divmod(int(step), len(faces) // batch_size)
     order, flips = epoch_order(len(faces), seed, epoch), epoch_flips(len(faces), seed, epoch)
-    first = step * batch_size
-    places = slice(first, first + batch_size)
-    pixels = np.empty((batch_size, faces.image_size, faces.image_size, 3), np.uint8)
+    num_rows = batch_size // part[1]
+    first = step * batch_size + part[0] * num_rows
+    places = slice(first, first + num_rows)
+    pixels = np.empty((num_rows, faces.image_size, faces.image_size, 3), np.uint8)
     kept = faces.decoded.gather(order[places], pixels)
     for row in np.flatnonzero(~kept):
         pixels[row] = readable_face(faces, order, first + row)
@@ -789,6 +791,24 @@ def batch_pixels(
     return pixels
 
 # %% ../nbs/03_faces.ipynb #58d7bf3d
+def check_batch_size(
+    batch_size: int,  # pictures a batch
+    num_images: int,  # how many there are
+    part: tuple[int, int],  # which part of each batch, of how many
+) -> int:  # batches an epoch; or `InputError`
+    "Refuses batches that the pictures cannot fill, or that cannot be divided among processes."
+    if batch_size > num_images:
+        raise input_error("batch_size", f"at most {num_images}, the number of pictures", batch_size,
+                          "set a smaller one or give more pictures")
+    which, parts = part
+    if not 0 <= which < parts:
+        raise input_error("part", "(which, of how many), counted from 0", part, "set (0, 1) for one process")
+    if batch_size % parts:
+        raise input_error("batch_size", f"a multiple of {parts}, the number of processes", batch_size,
+                          f"set {max(1, batch_size // parts) * parts} or use fewer processes")
+    return num_images // batch_size
+
+# %% ../nbs/03_faces.ipynb #285b26d0
 class Faces:
     "Pictures of faces by number, and as batches for training."
 
@@ -840,18 +860,17 @@ class Faces:
         start_epoch: int = 0,  # it starts in this epoch ...
         start_step: int = 0,  # ... with this batch of it
         flip: bool = True,  # mirror half of the pictures left to right?
-    ):  # tf.data.Dataset or iterator of (batch_size, S, S, 3) uint8
+        part: tuple[int, int] = (0, 1),  # which, of how many: this process makes only these rows of each batch
+    ):  # tf.data.Dataset or iterator of (batch_size / parts, S, S, 3) uint8
         "Batches in an order that depends on seed and epoch alone; fails here if nothing can be read."
-        num_steps = len(self) // batch_size
-        if num_steps == 0:
-            raise input_error("batch_size", f"at most {len(self)}, the number of pictures", batch_size,
-                              "set a smaller one or give more pictures")
-        readable_face(self, epoch_order(len(self), seed, start_epoch), start_step * batch_size)
-        make = functools.partial(batch_pixels, self, batch_size=batch_size, seed=seed, flip=flip)
+        num_steps = check_batch_size(batch_size, len(self), part)
+        first = start_step * batch_size + part[0] * batch_size // part[1]
+        readable_face(self, epoch_order(len(self), seed, start_epoch), first)
+        make = functools.partial(batch_pixels, self, batch_size=batch_size, seed=seed, flip=flip, part=part)
         steps = range(start_epoch * num_steps + start_step, epochs * num_steps)
-        return to_stream(make, steps, (batch_size, self.image_size, self.image_size, 3))
+        return to_stream(make, steps, (batch_size // part[1], self.image_size, self.image_size, 3))
 
-# %% ../nbs/03_faces.ipynb #d3876c14
+# %% ../nbs/03_faces.ipynb #50413dd1
 def check_proportions(
     source,  # a collection
 ) -> None:  # or `InputError`
@@ -868,7 +887,7 @@ def check_proportions(
                               f"{width} x {height} in {name}", "set crop=square or crop=none")
         return
 
-# %% ../nbs/03_faces.ipynb #50413dd1
+# %% ../nbs/03_faces.ipynb #4193eccf
 def open_source(
     path,  # a folder or a zip
 ):  # a collection that holds at least one picture
@@ -886,7 +905,7 @@ def open_source(
                           f"give another path, {found}")
     return source
 
-# %% ../nbs/03_faces.ipynb #4193eccf
+# %% ../nbs/03_faces.ipynb #728c1217
 def load_faces(
     data,  # "toy", a folder, a .zip of one, or a Kaggle dataset folder
     image_size: int = 128,  # side of a face, pixels
@@ -911,7 +930,7 @@ def load_faces(
         check_proportions(source)
     return Faces(source, layout, crop, image_size)
 
-# %% ../nbs/03_faces.ipynb #92f234b0
+# %% ../nbs/03_faces.ipynb #8b1fa0cb
 SMALLEST_CHECKED = 64  # no side of a JPEG is decoded below this, pixels
 
 
@@ -931,7 +950,7 @@ def examine(
         return digest, str(error)
     return digest, None
 
-# %% ../nbs/03_faces.ipynb #8b1fa0cb
+# %% ../nbs/03_faces.ipynb #ad6cb8bc
 CHECK_RULES = 1  # counted up whenever this page judges a picture differently
 
 
@@ -945,7 +964,7 @@ def cache_key(
     joined = "\0".join(known).encode("utf-8", "surrogatepass")  # not every name is valid text
     return hashlib.blake2b(joined, digest_size=16).digest()
 
-# %% ../nbs/03_faces.ipynb #ad6cb8bc
+# %% ../nbs/03_faces.ipynb #c2b22002
 def cache_file() -> Path:
     return cache_folder() / "checked.sqlite"
 
@@ -965,7 +984,7 @@ def connect(path) -> sqlite3.Connection:
 def is_damage(error: sqlite3.Error) -> bool:  # of the file; not a lock or a full disk
     return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
 
-# %% ../nbs/03_faces.ipynb #993ff807
+# %% ../nbs/03_faces.ipynb #e966368c
 def open_cache() -> sqlite3.Connection:
     "The user's cache; one in memory if that cannot be had."
     try:
@@ -979,7 +998,7 @@ def open_cache() -> sqlite3.Connection:
     except (sqlite3.Error, OSError, RuntimeError):  # RuntimeError: nobody knows the home folder
         return connect(":memory:")
 
-# %% ../nbs/03_faces.ipynb #c2b22002
+# %% ../nbs/03_faces.ipynb #0a7ab7a4
 class CheckCache:
     "What earlier checks have found."
 
@@ -1010,7 +1029,7 @@ class CheckCache:
     def close(self) -> None:
         self.connection.close()
 
-# %% ../nbs/03_faces.ipynb #0a7ab7a4
+# %% ../nbs/03_faces.ipynb #938c37a0
 CHECK_BLOCK = 1024  # pictures; bounds what waits in memory
 
 
@@ -1037,7 +1056,7 @@ def check_block(
         findings[index] += known[index] or examined[index]
     return [findings[index] for index in block]
 
-# %% ../nbs/03_faces.ipynb #755f4f22
+# %% ../nbs/03_faces.ipynb #881a8ccd
 SAME_BYTES = "the same bytes as "  # how the reason of a duplicate begins
 
 
@@ -1049,7 +1068,7 @@ def find_duplicates(
     later = np.flatnonzero(first[groups] != np.arange(len(digests)))
     return dict(zip(later.tolist(), first[groups[later]].tolist()))
 
-# %% ../nbs/03_faces.ipynb #938c37a0
+# %% ../nbs/03_faces.ipynb #f2434a78
 def check_faces(
     faces: Faces,  # to be read from end to end; from now on, files that change are not read
     progress=None,  # called with (pictures done, pictures in all) after each block

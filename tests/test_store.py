@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from facegen_keras import faces as module
+from facegen_keras.config import InputError
 from facegen_keras.faces import DecodedStore, check_faces, decode_face, epoch_flips, epoch_order, load_faces, readable_face
 
 SIDE, COUNT, BAD = 16, 24, (3, 4, 11)
@@ -358,3 +359,28 @@ def test_jax_gets_the_same_batches_without_tensorflow(folder):
         pytest.skip("jax is not installed")
     digests = {backend: run(DIGEST, folder, backend).stdout.split() for backend in ("tensorflow", "jax")}
     assert digests["jax"] == [digests["tensorflow"][0], "False"]
+
+
+# Parts of a batch
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_the_parts_of_several_processes_are_the_batches_of_one(folder, contents, parts):
+    streams = [load_faces(folder, image_size=SIDE).batches(8, seed=4, epochs=3, part=(which, parts)) for which in range(parts)]
+    assert [stream.element_spec.shape for stream in streams] == parts * [(8 // parts, SIDE, SIDE, 3)]
+    together = np.concatenate(list(map(arrays, streams)), axis=1)
+    assert np.array_equal(together, by_hand(contents, 8, 4, 3))
+
+
+def test_a_part_reads_its_own_rows_alone(folder):
+    faces = load_faces(folder, image_size=SIDE)
+    faces.leave_out([f"{number:02}.png" for number in BAD])
+    reads = count_reads(faces)
+    list(faces.batches(7, part=(3, 7)))
+    assert set(reads) == set(epoch_order(21, 0, 0)[3::7])
+
+
+@pytest.mark.parametrize("part, fragment", [((0, 3), "batch_size: expected a multiple of 3"), ((2, 2), "part: expected"),
+                                            ((-1, 2), "part: expected"), ((0, 0), "part: expected")])
+def test_a_batch_that_cannot_be_divided_is_refused(folder, part, fragment):
+    with pytest.raises(InputError, match=fragment):
+        load_faces(folder, image_size=SIDE).batches(8, part=part)
