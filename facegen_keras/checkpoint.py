@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DIGEST_BYTES', 'NAME', 'KEEP', 'FREE_SETTINGS', 'ANOTHER_RUN', 'state_variables', 'read_state', 'write_state',
            'DigestingFile', 'DamagedCheckpoint', 'verify_checkpoint', 'Place', 'checkpoints', 'place_in_name',
-           'save_checkpoint', 'restore_checkpoint', 'restore_newest', 'Run', 'read_lines', 'refuse_folder',
+           'save_checkpoint', 'restore_checkpoint', 'restore_newest', 'Run', 'Onlooker', 'read_lines', 'refuse_folder',
            'refuse_another_run', 'unusable_out', 'lock_run', 'half_written', 'delete_run', 'load_gan']
 
 # %% ../nbs/07_checkpoint.ipynb #41630a34
@@ -256,10 +256,31 @@ class Run:
         with open(self.directory / name, "a") as file:
             file.write(json.dumps(record) + "\n")
 
+    def truncate(self, name: str, num_bytes: int) -> None:
+        "Cuts a log off."
+        os.truncate(self.directory / name, num_bytes)
+
+    def remove(self, name: str) -> None:
+        "Deletes a file, if it is there."
+        (self.directory / name).unlink(missing_ok=True)
+
     def _repr_png_(self):
         return self.samples()[-1].read_bytes() if self.samples() else None
 
 # %% ../nbs/07_checkpoint.ipynb #96580c1c
+class Onlooker(Run):
+    "A run directory that another process writes."
+
+    def write(self, name: str, content) -> None:
+        "Leaves it to the other process, as do the next three."
+
+    def append(self, name: str, record: dict) -> None: ...
+
+    def truncate(self, name: str, num_bytes: int) -> None: ...
+
+    def remove(self, name: str) -> None: ...
+
+# %% ../nbs/07_checkpoint.ipynb #b65f68d6
 def read_lines(
     path: Path,  # log.jsonl or speed.jsonl; need not exist
 ) -> list[dict]:  # its records
@@ -270,7 +291,7 @@ def read_lines(
             records += [json.loads(line)] if line.endswith("}\n") else []
     return records
 
-# %% ../nbs/07_checkpoint.ipynb #b65f68d6
+# %% ../nbs/07_checkpoint.ipynb #d44e096c
 FREE_SETTINGS = ("data", "out", "epochs", "max_bad", "save_minutes")  # may change from session to session
 ANOTHER_RUN = "choose another --out, or start over with --fresh --yes"
 
@@ -307,7 +328,7 @@ def unusable_out(config: RunConfig, error: OSError) -> InputError:
     return input_error("out", "a folder that can be written", f"{config.out} ({error.strerror})",
                        "choose another --out")
 
-# %% ../nbs/07_checkpoint.ipynb #d44e096c
+# %% ../nbs/07_checkpoint.ipynb #9929c7b6
 def lock_run(
     run: Run,  # its folder exists
 ) -> filelock.FileLock:  # to be released in the end
@@ -341,7 +362,7 @@ def delete_run(run: Run) -> None:
         elif not any(path.iterdir()):  # what somebody else has put there stays
             path.rmdir()
 
-# %% ../nbs/07_checkpoint.ipynb #5de615d6
+# %% ../nbs/07_checkpoint.ipynb #b0e9d5cb
 def load_gan(
     directory: Path,  # a run directory
 ) -> FaceGAN:  # compiled, ready to generate or to train on

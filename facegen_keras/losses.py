@@ -64,6 +64,7 @@ def add_input_noise(
     images,  # (B, H, W, 3) float32 in [-1, 1]
     noise_std,  # scalar, in units of the images' range
     seed: keras.random.SeedGenerator,  # its state moves on with every call
+    normal=keras.random.normal,  # what draws the noise
 ):  # (B, H, W, 3) float32, not clipped
     "Images with Gaussian noise of one strength for the whole batch."
-    return images + noise_std * keras.random.normal(ops.shape(images), dtype="float32", seed=seed)
+    return images + noise_std * normal(ops.shape(images), dtype="float32", seed=seed)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASE_SIZE', 'KERNEL_SIZE', 'LEAKY_SLOPE', 'BATCH_NORM_EPSILON', 'BATCH_NORM_MOMENTUM', 'KERNEL_STD', 'IMAGE_SIZES',
-           'channel_ladder', 'stage', 'make_generator', 'make_discriminator', 'stage_table']
+           'channel_ladder', 'stage', 'without_useless_gradients', 'make_generator', 'make_discriminator',
+           'stage_table']
 
 # %% ../nbs/04_networks.ipynb #97a5603c
 import keras
@@ -43,22 +44,24 @@ def stage(
 ) -> list[layers.Layer]:  # convolution, batch norm, leaky ReLU
     "Convolution, batch norm, leaky ReLU."
     return [
-        convolution(
-            channels,
-            KERNEL_SIZE,
-            strides=strides,
-            padding="same",
-            name=f"{name}_conv",
-            dtype=dtype,
-            kernel_initializer=keras.initializers.TruncatedNormal(stddev=KERNEL_STD),
-        ),
-        layers.BatchNormalization(
-            momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=f"{name}_norm", dtype=dtype
-        ),
+        convolution(channels, KERNEL_SIZE, strides=strides, padding="same", name=f"{name}_conv", dtype=dtype,
+                    kernel_initializer=keras.initializers.TruncatedNormal(stddev=KERNEL_STD)),
+        layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON,
+                                  name=f"{name}_norm", dtype=dtype),
         layers.LeakyReLU(negative_slope=LEAKY_SLOPE, name=f"{name}_relu", dtype=dtype),
     ]
 
 # %% ../nbs/04_networks.ipynb #55532855
+def without_useless_gradients(
+    network: keras.Sequential,  # of stages
+) -> keras.Sequential:  # the same one
+    "Leaves the biases before batch norm as they are."
+    for layer, after in zip(network.layers, network.layers[1:]):
+        if isinstance(after, layers.BatchNormalization):
+            layer.bias.trainable = False
+    return network
+
+# %% ../nbs/04_networks.ipynb #80bfbdef
 def make_generator(
     image_size: int = 128,  # side of the picture, pixels: 32, 64, 128 or 256
     latent_dim: int = 100,  # length of a latent vector
@@ -80,9 +83,9 @@ def make_generator(
                                kernel_initializer=keras.initializers.TruncatedNormal(stddev=KERNEL_STD)),
         layers.Activation("tanh", name="rgb", dtype="float32"),
     ]
-    return keras.Sequential(stack, name="generator")
+    return without_useless_gradients(keras.Sequential(stack, name="generator"))
 
-# %% ../nbs/04_networks.ipynb #01bbfb89
+# %% ../nbs/04_networks.ipynb #8bdc280f
 def make_discriminator(
     image_size: int = 128,  # side of the picture, pixels: 32, 64, 128 or 256
     width: int = 64,  # channels of the first feature map
@@ -94,13 +97,10 @@ def make_discriminator(
     for step, channels in enumerate(ladder, start=1):
         strides = 1 if step == len(ladder) - 1 else 2
         stack += stage(layers.Conv2D, channels, strides, f"down{step}", dtype)
-    stack += [
-        layers.Flatten(name="features", dtype=dtype),
-        layers.Dense(1, name="logit", dtype="float32"),
-    ]
-    return keras.Sequential(stack, name="discriminator")
+    stack += [layers.Flatten(name="features", dtype=dtype), layers.Dense(1, name="logit", dtype="float32")]
+    return without_useless_gradients(keras.Sequential(stack, name="discriminator"))
 
-# %% ../nbs/04_networks.ipynb #a755cbdf
+# %% ../nbs/04_networks.ipynb #691caa2f
 def stage_table(
     network: keras.Sequential,  # a generator or a discriminator
 ) -> str:  # Markdown: a row for each layer that holds parameters, and their sum
@@ -109,7 +109,5 @@ def stage_table(
     for layer in network.layers:
         if layer.weights:
             shape = " x ".join(map(str, layer.output.shape[1:]))
-            rows.append(
-                f"| `{layer.name}` | {type(layer).__name__} | {shape} | {layer.count_params():,} |"
-            )
+            rows.append(f"| `{layer.name}` | {type(layer).__name__} | {shape} | {layer.count_params():,} |")
     return "\n".join([*rows, f"| **{network.name}** | | | **{network.count_params():,}** |"])

@@ -26,23 +26,34 @@ import tempfile
 import time
 from pathlib import Path
 
-import filelock
 import keras
 import numpy as np
 import PIL
-import tensorflow as tf
 from keras import ops
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import facegen_keras
-from .checkpoint import (
-    ANOTHER_RUN, Place, Run, checkpoints, delete_run, half_written, lock_run, place_in_name, refuse_another_run,
-    refuse_folder, restore_newest, save_checkpoint, unusable_out)
-from .config import RunConfig, TrainingDiverged, input_error, sync
+from facegen_keras.checkpoint import (
+    ANOTHER_RUN,
+    Onlooker,
+    Place,
+    Run,
+    checkpoints,
+    delete_run,
+    half_written,
+    lock_run,
+    place_in_name,
+    refuse_another_run,
+    refuse_folder,
+    restore_newest,
+    save_checkpoint,
+    unusable_out,
+)
+from .config import InputError, RunConfig, TrainingDiverged, input_error, sync
 from .faces import Faces, check_faces, load_faces, readable_face, require_readable, spread
-from .gan import FaceGAN, choose_precision, fixed_latents, start_moving_statistics
+from .gan import FaceGAN, backend, choose_precision, fixed_latents, start_moving_statistics
 from .viz import figure_to_png, image_grid, loss_curves, timelapse, to_png
 
 # %% ../nbs/08_training.ipynb #590a955b
@@ -52,7 +63,7 @@ def open_run(
     bad: dict[str, str],  # images left out from the beginning: name -> reason
     fresh: bool = False,  # delete the run that is there first; other files in the folder stay
     report=print,  # called with each line that a person should read
-) -> tuple[Run, filelock.FileLock]:  # locked; its folder holds config.json and what describes its images
+) -> tuple:  # the run, whose folder holds config.json and what describes its images; what unlocks it
     "The run directory of a config: a new one, or the one to be continued."
     run = Run(config.out)
     try:
@@ -73,7 +84,7 @@ def open_run(
             raise
     except OSError as error:
         raise unusable_out(config, error) from error
-    return run, lock
+    return run, lock.release
 
 # %% ../nbs/08_training.ipynb #6b1a281b
 def describe(run: Run, config: RunConfig, faces: Faces, bad: dict[str, str], report) -> None:
@@ -101,9 +112,10 @@ def describe(run: Run, config: RunConfig, faces: Faces, bad: dict[str, str], rep
 def environment(config: RunConfig, faces: Faces) -> dict:
     "What the run runs on: versions, devices and images, and nothing about whose machine it is."
     names = "\n".join(map(faces.name, range(len(faces))))
-    modules = (facegen_keras, keras, tf, np, PIL)
+    modules = (facegen_keras, keras, backend.engine, np, PIL)
     return {
         "python": platform.python_version(),
+        "backend": keras.backend.backend(),
         **{module.__name__: module.__version__ for module in modules},
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
@@ -265,7 +277,7 @@ class WriteLog(keras.callbacks.Callback):
         session.advance()
         if session.epoch_complete or session.step % self.every == 0:
             means = {name: float(value) for name, value in logs.items()}
-            num_steps = int(self.model.trackers[0].count)
+            num_steps = round(float(self.model.trackers[0].count))
             self.write_speed()
             self.lines.append(log_line(session, "steps", num_steps, means))
             self.write(self.lines[-1])
@@ -308,7 +320,7 @@ def restore(gan: FaceGAN, session: Session) -> bool:  # False: there is no check
             place = "epoch {epoch}, step {step}".format(**run.status)
             raise input_error("checkpoints", f"one at {place}, as status.json says", f"none in {run.directory}",
                               "fetch it, or start over with --fresh --yes")
-        (run.directory / "log.jsonl").unlink(missing_ok=True)
+        run.remove("log.jsonl")
         return False
     session.epoch, session.step, session.recoveries = place.epoch, place.step, place.recoveries
     settle_log(session, place)
@@ -321,9 +333,9 @@ def settle_log(session: Session, place: Place) -> None:
     if log_length(run) < place.log_bytes:
         session.report(f"log.jsonl has lost lines before step {session.steps_done}, where the checkpoint is")
         if log.exists():
-            os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
+            run.truncate("log.jsonl", log.read_bytes().rfind(b"\n") + 1)
     elif log.exists():
-        os.truncate(log, place.log_bytes)
+        run.truncate("log.jsonl", place.log_bytes)
     for record in place.recoveries[len(run.records("recovery")):]:
         run.append("log.jsonl", record)
 
@@ -347,7 +359,7 @@ class DrawPictures(keras.callbacks.Callback):
         session = self.session
         for path in session.run.samples():
             if int(path.stem[6:]) > session.epoch:  # of a session that was killed before it could save
-                path.unlink()
+                session.run.remove(f"samples/{path.name}")
         if session.steps_done == 0 and not session.run.samples():
             self.draw()
         write_film(session)  # also shows how long a frame takes
@@ -471,7 +483,8 @@ class StopInTime(keras.callbacks.Callback):
             self.steps = [*self.steps[-self.RECENT:], now - self.start]
         if session.deadline is not None and now + self.still_to_come() >= session.deadline:
             session.stop_reason = session.stop_reason or "the time is used up"
-        if session.stop_reason:
+        if backend.agree(bool(session.stop_reason)):
+            session.stop_reason = session.stop_reason or "another process was asked to"
             self.model.stop_training = True
 
     def still_to_come(self) -> float:
@@ -525,6 +538,8 @@ def save(
             sync(run.directory / "log.jsonl")
         log_bytes = log_length(run) if log_bytes is None else log_bytes
         place = Place(session.epoch, session.step, log_bytes, session.recoveries)
+        if isinstance(run, Onlooker):
+            return place
         path = save_checkpoint(gan, run.directory / "checkpoints", place)
         note_unreadable(session)
     run.append("speed.jsonl", {"kind": "save", "step": session.steps_done, "bytes": path.stat().st_size,
@@ -713,6 +728,7 @@ def recover(
     if place is None:
         raise input_error("checkpoints", "one to go back to", f"none in {session.run.directory}",
                           "start over with --fresh --yes") from error
+    backend.agree(False)  # once all have gone back, files may change
     session.epoch, session.step = place.epoch, place.step
     record = {"kind": "recovery", **session.place(), "noticed_at_step": noticed, "reason": str(error)}
     session.recoveries = (*session.recoveries, record)
@@ -745,15 +761,29 @@ def run_session(
 ) -> None:
     "Trains until the run is finished or something asks it to stop."
     config = session.config
-    batches = session.faces.batches(config.batch_size, config.seed, config.epochs,
-                                    session.epoch, session.step, config.flip)
+    batches = session.faces.batches(
+        config.batch_size, config.seed, config.epochs, session.epoch, session.step, config.flip, backend.process()
+    )
     on_terminal = session.report is say and sys.stdout.isatty()
     show = ShowBar(session) if on_terminal else ShowLines(session)
-    callbacks = [WriteLog(session), ShowForecast(session), DrawPictures(session), show, WatchImages(session),
-                 StopInTime(session), SaveState(session)]
+    callbacks = [
+        WriteLog(session),
+        ShowForecast(session),
+        DrawPictures(session),
+        show,
+        WatchImages(session),
+        StopInTime(session),
+        SaveState(session),
+    ]
     try:
-        gan.fit(batches, steps_per_epoch=session.steps_left, shuffle=False, verbose=0, callbacks=callbacks)
-    except tf.errors.OpError:  # a thread that made batches found nothing that can be read
+        gan.fit(
+            backend.as_data(batches),
+            steps_per_epoch=session.steps_left,
+            shuffle=False,
+            verbose=0,
+            callbacks=callbacks,
+        )
+    except Exception:  # perhaps because a thread found nothing it could read
         refuse_too_many(session.faces.unreadable, len(session.faces), config)
         raise
     finally:
@@ -770,6 +800,11 @@ def train_until_stopped(gan: FaceGAN, session: Session) -> None:
                 run_session(gan, session)
             except TrainingDiverged as error:
                 recover(gan, session, error)
+    except backend.DeviceError as error:
+        if backend.process()[1] == 1 or isinstance(error, InputError):
+            raise
+        session.stop_reason = f"another process has gone ({str(error).splitlines()[0]})"
+        session.epoch, session.step = newest_place(session.run)
     except OSError as error:
         session.stop_reason = f"{disk_trouble(error)}; see to the disk"
         if not newest_place(session.run):
@@ -826,6 +861,9 @@ def train(
     if hours is not None and not hours >= 0:
         raise input_error("hours", "a number from 0", hours, "leave it out to train to the end")
     deadline = deadline_after(hours, time.monotonic() if started is None else started)
+    if follows := backend.process()[0] > 0:
+        backend.agree(False)  # once the first process has opened the run
+        fresh, report = False, lambda line: None
     run = Run(config.out)
     refuse_folder(run, config)
     going_on = run.exists() and not fresh
@@ -840,13 +878,17 @@ def train(
         raise input_error("batch_size", f"at most the {len(faces)} images of {config.data}",
                           config.batch_size, "set a smaller batch_size or give more images")
     require_readable(faces)
-    run, lock = open_run(config, faces, bad, fresh, report)
+    if follows:
+        run, release = Onlooker(config.out), lambda: None
+    else:
+        run, release = open_run(config, faces, bad, fresh, report)
+        backend.agree(False)
     session = Session(run, faces, config, report, deadline)
     try:
-        with stop_on_signals(session):
+        with stop_on_signals(session), backend.over_devices(config.batch_size):
             go_on(session)
     finally:
-        lock.release()
+        release()
     refuse_too_many(faces.unreadable, len(faces), config)
     return run
 
@@ -858,10 +900,11 @@ def go_on(session: Session) -> None:
         report("the last session was ended by force; nothing that it saved is lost")
     if saves := run.speeds("save"):
         session.seconds["save"] = saves[-1]["seconds"]
-    gan = FaceGAN.from_run_config(session.config)
+    config = session.config
+    gan = FaceGAN.from_run_config(config)
     if not restore(gan, session):
-        config = session.config
         start_moving_statistics(gan.generator, fixed_latents(config.batch_size, config.latent_dim, config.seed))
+    backend.agree(False)  # once all have read the checkpoint, it may be replaced
     report(plan(session))
     if (
         run.status.get("state") == "finished"
@@ -870,7 +913,7 @@ def go_on(session: Session) -> None:
     ):
         report(f"nothing left to do after epoch {session.epoch}; for more, --set epochs=N")
         return
-    (run.directory / "generator.keras").unlink(missing_ok=True)  # of fewer epochs
+    run.remove("generator.keras")  # of fewer epochs
     with paused_by_errors(session):
         train_until_stopped(gan, session)
         finish(gan, session)

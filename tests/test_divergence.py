@@ -28,7 +28,8 @@ def poison(monkeypatch, when, network="generator", which="trainable_variables", 
     class Poison(training.ShowForecast):
         def on_train_batch_begin(self, batch, logs=None):
             if when(self.session.steps_done, self.model):
-                weight = getattr(getattr(self.model, network), which)[0]
+                weights = getattr(getattr(self.model, network), which)
+                weight = next(weight for weight in weights if "bias" not in weight.path)
                 weight.assign(keras.ops.full_like(weight, value))
 
     monkeypatch.setattr(training, "ShowForecast", Poison)

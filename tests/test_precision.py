@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from facegen_keras import FaceGAN, RunConfig, gan, training
+from facegen_keras import FaceGAN, RunConfig, gan, step_tensorflow, training
 from facegen_keras.checkpoint import checkpoints, state_variables
 from facegen_keras.training import Run, train
 
@@ -91,8 +91,9 @@ def test_a_run_goes_on_where_the_arithmetic_is_another(tmp_path, monkeypatch, fi
                                                   ((6, 0), "float32"), (None, "float32")])
 def test_auto_is_what_the_card_is_good_at(monkeypatch, capability, expected):
     details = {} if capability is None else {"compute_capability": capability}
-    monkeypatch.setattr(gan.tf.config, "list_physical_devices", lambda kind: ["a card"])
-    monkeypatch.setattr(gan.tf.config.experimental, "get_device_details", lambda card: details)
+    tf = step_tensorflow.tf
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a card"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda card: details)
     assert gan.choose_precision("auto") == expected and gan.choose_precision("float32") == "float32"
 
 
