@@ -9,6 +9,7 @@ __all__ = ['held_back_stderr', 'start_keras', 'facegen', 'train', 'among_others'
 
 # %% ../nbs/10_cli.ipynb #cb12a7a3
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -342,8 +343,9 @@ def run(folder, **given):
 @click.option("--batch", "batch_size", default=16, show_default=True, type=click.IntRange(min=2), help="Images a step.")
 @click.option("--width", default=64, show_default=True, type=click.IntRange(min=1), help="Channels next to the image.")
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Steps of each contender.")
+@click.option("--costs", is_flag=True, help="Instead: time and memory by size and batch, feeding, saving, starting.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the record as JSON.")
-def bench(image_size, batch_size, width, rounds, out):
+def bench(image_size, batch_size, width, rounds, costs, out):
     "Measure a training step against the published schedule, Keras' usual one, and PyTorch if it is installed."
     RunConfig(image_size=image_size)
     if importlib.util.find_spec("torch"):  # it and TensorFlow each bring an LLVM, and must not find each other's
@@ -351,9 +353,15 @@ def bench(image_size, batch_size, width, rounds, out):
     start_keras()
     if importlib.util.find_spec("torch"):
         importlib.import_module("torch")
-    from facegen_keras.benchmark import as_table, measure
-    record = measure(image_size, batch_size, width, rounds, lambda line: click.echo(line, err=True))
-    click.echo(as_table(record))
+    report = functools.partial(click.echo, err=True)
+    if costs:
+        from facegen_keras.costs import costs_table, measure_costs
+        record = measure_costs(report)
+        click.echo(costs_table(record))
+    else:
+        from facegen_keras.benchmark import as_table, measure
+        record = measure(image_size, batch_size, width, rounds, report)
+        click.echo(as_table(record))
     if out:
         out.write_text(json.dumps(record, indent=2) + "\n")
 

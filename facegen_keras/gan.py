@@ -133,8 +133,10 @@ class FaceGAN(keras.Model):
         dtype = DTYPES[choose_precision(config.precision)]
         gan = cls(make_generator(config.image_size, config.latent_dim, config.width, dtype),
                   make_discriminator(config.image_size, config.width, dtype), config)
-        for norm in batch_norms(gan.generator) + batch_norms(gan.discriminator):
-            norm.synchronized = backend.num_replicas() > 1
+        for network in (gan.generator, gan.discriminator):
+            backend.speed_up(network)
+            for norm in batch_norms(network):
+                norm.synchronized = backend.num_replicas() > 1
         gan.compile()
         return gan
 

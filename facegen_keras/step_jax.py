@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['engine', 'DeviceError', 'num_replicas', 'values', 'assign', 'adversarial_update', 'apply', 'train_step', 'as_data',
-           'as_pure', 'compiled', 'own_rows', 'process', 'agree', 'over_devices', 'accelerator_precision']
+           'as_pure', 'compiled', 'own_rows', 'process', 'agree', 'over_devices', 'accelerator_precision', 'speed_up',
+           'most_held']
 
 # %% ../nbs/05b_step_jax.ipynb #6a200df8
 import contextlib
@@ -181,3 +182,12 @@ def accelerator_precision() -> str | None:  # None: there is nothing but a CPU
     # NVIDIA: 16 bits on tensor cores from 7.0 on, bfloat16 from 8.0 on
     capability = float(getattr(device, "compute_capability", 0))
     return "bfloat16" if capability >= 8 else "float16" if capability >= 7 else "float32"
+
+# %% ../nbs/05b_step_jax.ipynb #d9c0d355
+def speed_up(network: keras.Model) -> None:
+    "Leaves a network as it is."
+
+# %% ../nbs/05b_step_jax.ipynb #432a1978
+def most_held() -> int:
+    "The most bytes that this process has ever held on its first GPU."
+    return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]

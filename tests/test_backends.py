@@ -85,15 +85,17 @@ def test_twenty_steps_from_one_checkpoint_agree(tmp_path):
     assert np.ptp(losses[0][:20, 0]) > 0.01, "they have gone somewhere"
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_two_devices_are_one(tmp_path, backend):
+@pytest.mark.parametrize(("backend", "precision", "atol"), [
+    ("tensorflow", "float32", 2e-5), ("tensorflow", "float16", 0.2), ("jax", "float32", 2e-5)])
+def test_two_devices_are_one(tmp_path, backend, precision, atol):
+    """In float16 but roughly: the factor of a loss, and with it what overflows, depends on the number of devices."""
     records = []
     for num_devices in (1, 2):
-        run(TESTS / "device_steps.py", tmp_path / f"{num_devices}.npz", num_devices, backend=backend)
+        run(TESTS / "device_steps.py", tmp_path / f"{num_devices}.npz", num_devices, precision, backend=backend)
         records.append(dict(np.load(tmp_path / f"{num_devices}.npz")))
     one, two = records
-    np.testing.assert_allclose(one["logs"], two["logs"], atol=2e-5)
-    np.testing.assert_allclose(one["weights"], two["weights"], atol=1e-3)
+    np.testing.assert_allclose(one["logs"], two["logs"], atol=atol)
+    np.testing.assert_allclose(one["weights"], two["weights"], atol=1e-2)
     assert two["rows"].tolist() == [4, 4] and one["rows"].tolist() == [8], "rows of the batch on each device"
     if backend == "tensorflow":  # the replicas ran in any order
         for whole, *parts in zip(one["latents"], two["latents"][::2], two["latents"][1::2]):

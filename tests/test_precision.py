@@ -1,12 +1,14 @@
 """Convolutions in 16 bits follow those in 32, and a run changes from one to the other without losing anything."""
 
 import dataclasses
+import functools
+import shutil
 
 import keras
 import numpy as np
 import pytest
 
-from facegen_keras import FaceGAN, RunConfig, gan, step_tensorflow, training
+from facegen_keras import FaceGAN, RunConfig, fewer_products, gan, step_tensorflow, training
 from facegen_keras.checkpoint import checkpoints, state_variables
 from facegen_keras.training import Run, train
 
@@ -24,10 +26,26 @@ def curves(tmp_path_factory):
         run = train(dataclasses.replace(TINY, precision=precision, out=folder / precision), **SILENT)
         return np.array([[line["d_loss"], line["g_loss"]] for line in run.records("steps")])
 
-    return {precision: losses(precision) for precision in ("float32", *BITS_16)}
+    curves = {precision: losses(precision) for precision in ("float32", *BITS_16)}
+    with pytest.MonkeyPatch.context() as patch:  # in all layers, as if they were wide
+        patch.setattr(fewer_products, "WIDE", 1)
+        patch.setattr(training, "FaceGAN", CountingGAN)
+        shutil.move(folder / "bfloat16", folder / "before")
+        return curves | {"bfloat16, fewer products": losses("bfloat16")}
 
 
-@pytest.mark.parametrize("precision", BITS_16)
+class CountingGAN(FaceGAN):
+    """Says whether what was to be measured was there."""
+
+    def train_step(self, data):
+        networks = (self.generator, self.discriminator)
+        fast = [layer for network in networks for layer in network.layers
+                if any(isinstance(vars(layer).get(name), functools.partial) for name in ("call", "convolution_op"))]
+        assert len(fast) == 10, "three convolutions, two transposed ones, five batch norms"
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize("precision", [*BITS_16, "bfloat16, fewer products"])
 def test_the_losses_follow_those_of_float32(curves, precision):
     """Closely at first, within the run's own scatter later: rounding, once it is there, grows as any noise does."""
     exact, rounded = curves["float32"], curves[precision]
