@@ -119,12 +119,14 @@ def keras_step(config: RunConfig, images):
         with tf.GradientTape() as tape:
             logits = [discriminator(batch, training=True) for batch in (images, fakes)]
             d_loss = discriminator_loss(*logits, 0.95)
+            scaled_loss = gan.d_optimizer.scale_loss(d_loss)
         weights = discriminator.trainable_variables
-        gan.d_optimizer.apply(tape.gradient(d_loss, weights), weights)
+        gan.d_optimizer.apply(tape.gradient(scaled_loss, weights), weights)
         weights = generator.trainable_variables
         with tf.GradientTape() as tape:
             g_loss = generator_loss(discriminator(generator(latents(), training=True), training=True))
-        gan.g_optimizer.apply(tape.gradient(g_loss, weights), weights)
+            scaled_loss = gan.g_optimizer.scale_loss(g_loss)
+        gan.g_optimizer.apply(tape.gradient(scaled_loss, weights), weights)
         return d_loss + g_loss
 
     return lambda: float(train_step())
@@ -142,7 +144,7 @@ def torch_networks(config: RunConfig):
     from torch import nn
 
     def norm(channels):
-        return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01), nn.LeakyReLU(0.2)
+        return nn.BatchNorm2d(channels, eps=5e-5, momentum=0.01), nn.LeakyReLU(0.2)
 
     ladder, up, down = channel_ladder(config.image_size, config.width), [], []
     for channels, after in zip(ladder[::-1], ladder[-2::-1]):
@@ -168,7 +170,7 @@ def torch_step(config: RunConfig, images, bfloat16: bool = False, compiled: bool
     images, generator, discriminator = (
         part.to(device=device, memory_format=torch.channels_last) for part in (images, *torch_networks(config)))
     g_adam, d_adam = (
-        torch.optim.Adam(network.parameters(), rate, (config.beta_1, 0.999), config.epsilon, foreach=True)
+        torch.optim.Adam(network.parameters(), rate, (config.beta_1, 0.999), config.epsilon, fused=True)
         for network, rate in ((generator, config.g_learning_rate), (discriminator, config.d_learning_rate)))
     make, judge = (torch.compile(network) if compiled else network for network in (generator, discriminator))
 
@@ -263,7 +265,10 @@ def in_own_process(function: str, **arguments):  # what it returns; None if it f
     code = (f"import json, sys; sys.setdlopenflags({sys.getdlopenflags()}); from facegen_keras import benchmark; "
             f"print(json.dumps(benchmark.{function}(**{arguments!r})))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+    if done.returncode:
+        print(*done.stderr.splitlines()[-1:], file=sys.stderr)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
 
 # %% ../nbs/30_benchmark.ipynb #5d7e7720
 def measure(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DIGEST_BYTES', 'NAME', 'KEEP', 'FREE_SETTINGS', 'ANOTHER_RUN', 'state_variables', 'read_state', 'write_state',
            'DigestingFile', 'DamagedCheckpoint', 'verify_checkpoint', 'Place', 'checkpoints', 'place_in_name',
-           'save_checkpoint', 'restore_checkpoint', 'restore_newest', 'Run', 'Onlooker', 'read_lines', 'refuse_folder',
-           'refuse_another_run', 'unusable_out', 'lock_run', 'half_written', 'delete_run', 'load_gan']
+           'finite_state', 'save_checkpoint', 'restore_checkpoint', 'restore_newest', 'Run', 'Onlooker', 'read_lines',
+           'refuse_folder', 'refuse_another_run', 'unusable_out', 'lock_run', 'half_written', 'delete_run', 'load_gan']
 
 # %% ../nbs/07_checkpoint.ipynb #41630a34
 import contextlib
@@ -127,16 +127,22 @@ def place_in_name(path: Path) -> tuple[int, ...]:
     return tuple(map(int, NAME.fullmatch(path.name).groups()))
 
 # %% ../nbs/07_checkpoint.ipynb #e0004317
+def finite_state(gan: FaceGAN, place: Place) -> dict[str, np.ndarray]:
+    "The state, if every number in it is one; else `TrainingDiverged`."
+    state = read_state(gan)
+    for name, array in state.items():
+        if not np.isfinite(array).all():
+            raise TrainingDiverged(f"{name} is not finite after epoch {place.epoch}, step {place.step}")
+    return state
+
+
 def save_checkpoint(
     gan: FaceGAN,
     directory: Path,  # the run's `checkpoints`
     place: Place,  # where the run is
 ) -> Path:  # the file written
     "Saves the state, then drops what is not among the last three; refuses a state that is not finite."
-    state = read_state(gan)
-    for name, array in state.items():
-        if not np.isfinite(array).all():
-            raise TrainingDiverged(f"{name} is not finite after epoch {place.epoch}, step {place.step}")
+    state = finite_state(gan, place)
 
     def write(file):
         digesting = DigestingFile(file)

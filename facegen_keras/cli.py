@@ -51,6 +51,9 @@ def start_keras() -> None:
     with held_back_stderr():
         import keras
         if "KERAS_DISTRIBUTION_NUM_PROCESSES" in os.environ:
+            if keras.backend.backend() != "jax":
+                raise input_error("KERAS_BACKEND", "jax, where several processes train together",
+                                  keras.backend.backend(), "set it, or unset KERAS_DISTRIBUTION_NUM_PROCESSES")
             keras.distribution.initialize()
         keras.distribution.list_devices()
 
@@ -113,10 +116,12 @@ def among_others():
     except BaseException as error:
         status = {InputError: 2, TrainingDiverged: 3}.get(type(error), 1)
         traceback.print_exc(limit=None if status == 1 else 0)
-    with contextlib.suppress(backend.DeviceError):
-        if status == 0:
+    if status == 0:
+        try:
             backend.agree(False)
             return
+        except Exception as error:
+            status = 0 if backend.has_lost_another(error) else 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -348,6 +353,8 @@ def run(folder, **given):
 def bench(image_size, batch_size, width, rounds, costs, out):
     "Measure a training step against the published schedule, Keras' usual one, and PyTorch if it is installed."
     RunConfig(image_size=image_size)
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # each contender has a process of its own
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if importlib.util.find_spec("torch"):  # it and TensorFlow each bring an LLVM, and must not find each other's
         sys.setdlopenflags(os.RTLD_NOW | getattr(os, "RTLD_DEEPBIND", 0))
     start_keras()

@@ -138,6 +138,8 @@ class FaceGAN(keras.Model):
             for norm in batch_norms(network):
                 norm.synchronized = backend.num_replicas() > 1
         gan.compile()
+        for optimizer in (gan.g_optimizer, gan.d_optimizer):
+            backend.speed_up_adam(getattr(optimizer, "inner_optimizer", optimizer))
         return gan
 
     @classmethod

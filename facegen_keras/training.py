@@ -35,22 +35,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import facegen_keras
-from facegen_keras.checkpoint import (
-    ANOTHER_RUN,
-    Onlooker,
-    Place,
-    Run,
-    checkpoints,
-    delete_run,
-    half_written,
-    lock_run,
-    place_in_name,
+from .checkpoint import (
+    ANOTHER_RUN, Onlooker, Place, Run, checkpoints, delete_run, finite_state, half_written, lock_run, place_in_name,
     refuse_another_run,
-    refuse_folder,
-    restore_newest,
-    save_checkpoint,
-    unusable_out,
-)
+    refuse_folder, restore_newest, save_checkpoint, unusable_out)
 from .config import InputError, RunConfig, TrainingDiverged, input_error, sync
 from .faces import Faces, check_faces, load_faces, readable_face, require_readable, spread
 from .gan import FaceGAN, backend, choose_precision, fixed_latents, start_moving_statistics
@@ -516,7 +504,9 @@ class SaveState(keras.callbacks.Callback):
         interval = 60 * session.config.save_minutes
         if session.stop_reason or not session.steps_left:
             save(self.model, session)
-        elif since >= max(interval, least if interval else 0) or session.epoch_complete and since >= least:
+        elif backend.agree(
+            since >= max(interval, least if interval else 0) or session.epoch_complete and since >= least
+        ):
             try:
                 save(self.model, session)
                 write_status(session, "running")
@@ -539,11 +529,19 @@ def save(
         log_bytes = log_length(run) if log_bytes is None else log_bytes
         place = Place(session.epoch, session.step, log_bytes, session.recoveries)
         if isinstance(run, Onlooker):
+            finite_state(gan, place)
             return place
         path = save_checkpoint(gan, run.directory / "checkpoints", place)
         note_unreadable(session)
-    run.append("speed.jsonl", {"kind": "save", "step": session.steps_done, "bytes": path.stat().st_size,
-                               "seconds": round(session.seconds["save"], 4)})
+    run.append(
+        "speed.jsonl",
+        {
+            "kind": "save",
+            "step": session.steps_done,
+            "bytes": path.stat().st_size,
+            "seconds": round(session.seconds["save"], 4),
+        },
+    )
     return place
 
 
@@ -795,22 +793,22 @@ def train_until_stopped(gan: FaceGAN, session: Session) -> None:
     "Runs the session, going back where it diverges, pausing where the disk fails."
     try:
         session.run.append("speed.jsonl", {"kind": "session", **environment(session.config, session.faces)})
-        while session.steps_left and not session.stop_reason:
+        while session.steps_left and not backend.agree(bool(session.stop_reason)):
             try:
                 run_session(gan, session)
             except TrainingDiverged as error:
                 recover(gan, session, error)
-    except backend.DeviceError as error:
-        if backend.process()[1] == 1 or isinstance(error, InputError):
-            raise
-        session.stop_reason = f"another process has gone ({str(error).splitlines()[0]})"
-        session.epoch, session.step = newest_place(session.run)
     except OSError as error:
         session.stop_reason = f"{disk_trouble(error)}; see to the disk"
         if not newest_place(session.run):
             raise input_error("out", "a disk with room for a checkpoint", f"{session.run.directory}: "
                               f"{disk_trouble(error)}", "make room, or choose another --out") from error
         session.epoch, session.step = newest_place(session.run)
+    except Exception as error:
+        if not backend.has_lost_another(error):
+            raise
+        session.stop_reason = f"another process has gone ({str(error).splitlines()[0]})"
+        session.epoch, session.step = newest_place(session.run) or (0, 0)
 
 
 @contextlib.contextmanager
