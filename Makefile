@@ -11,7 +11,7 @@ demo: .venv/runtime  ## train a small GAN on drawn faces, in minutes
 
 test: .venv/dev test-kaggle  ## everything that must hold; ends with pytest's summary
 	$(BIN)/nbdev_test --n_workers 1 --do_print  # each page, from its first cell to its last
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 # Kaggle's image: Python 3.13, TensorFlow 2.20, Keras 3.13.2, Jupyter, and nothing that only development needs.
 test-kaggle:

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['PRODUCTS', 'forward_products', 'step_gflop', 'plain_gan', 'published_step', 'keras_step', 'package_step',
-           'torch_networks', 'torch_step', 'ceilings', 'contenders', 'alone', 'most_held', 'in_own_process', 'measure',
-           'about', 'row', 'as_table']
+           'torch_networks', 'torch_step', 'ceilings', 'contenders', 'alone', 'most_held', 'available_bytes',
+           'in_own_process', 'measure', 'about', 'row', 'as_table']
 
 # %% ../nbs/30_benchmark.ipynb #d7259e0f
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -260,9 +262,20 @@ def most_held() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def available_bytes() -> int:  # -1: no limit is known
+    "Memory that a process on this processor may take without driving others out."
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+    except OSError:
+        found = None
+    return 1024 * int(found.group(1)) if found and not backend.accelerator_precision() else -1
+
+
 def in_own_process(function: str, **arguments):  # what it returns; None if it fails, for lack of memory for one
-    "Calls a function of this module in another process."
-    code = (f"import json, sys; sys.setdlopenflags({sys.getdlopenflags()}); from facegen_keras import benchmark; "
+    "Calls a function of this module in another process, which may have the memory that is free and no more."
+    limit = available_bytes()
+    code = (f"import json, resource, sys; resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit})); "
+            f"sys.setdlopenflags({sys.getdlopenflags()}); from facegen_keras import benchmark; "
             f"print(json.dumps(benchmark.{function}(**{arguments!r})))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:

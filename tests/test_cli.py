@@ -253,5 +253,5 @@ def test_bench_measures_every_contender_in_one_run(facegen, tmp_path):
     assert outcome.status == 0 and "| published, float32 |" in outcome.out and "ceiling: convolution" in outcome.out
     record = json.loads((tmp_path / "record.json").read_text())
     assert {"published, float32", "keras, float32", "package, float32"} <= record["contenders"].keys()
-    assert record["contenders"]["published, float32"]["times_published"] == 1 and record["about"]["rounds"] == 2
+    assert record["contenders"]["published, float32"]["times_first"] == 1 and record["about"]["rounds"] == 2
     assert facegen("bench", "--size", "100").status == 2
