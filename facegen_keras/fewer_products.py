@@ -107,7 +107,7 @@ def normalise(
         moving.assign(layer.momentum * moving + (1 - layer.momentum) * now)
     return outputs
 
-# %% ../nbs/04a_fewer_products.ipynb #f019cef9
+# %% ../nbs/04a_fewer_products.ipynb #04074629
 def update_step(
     adam: keras.optimizers.Adam,  # built
     gradient,  # of the shape of the variable
@@ -127,7 +127,7 @@ def speed_up_adam(adam: keras.optimizers.Adam) -> None:
     if not tf.distribute.has_strategy():
         adam.update_step = functools.partial(update_step, adam)
 
-# %% ../nbs/04a_fewer_products.ipynb #1ba1293f
+# %% ../nbs/04a_fewer_products.ipynb #bea506dd
 WIDE = 2**17  # channels in times channels out, from where on fewer products are faster
 
 
