@@ -52,4 +52,5 @@ with backend.over_devices(CONFIG.batch_size):
     faces = load_faces("toy", 32, limit=NUM_STEPS * CONFIG.batch_size)
     gan.fit(backend.as_data(faces.batches(CONFIG.batch_size)), steps_per_epoch=NUM_STEPS, shuffle=False, verbose=0, callbacks=[record := Record()])
 weights = [keras.ops.convert_to_numpy(variable).ravel() for variable in gan.variables]
-np.savez(OUT, rows=np.array(rows), logs=np.array(record.logs), latents=np.array(seen), weights=np.concatenate(weights))
+moments = [keras.ops.convert_to_numpy(variable).ravel() for variable in gan.optimizer.variables if "momentum" in variable.path]
+np.savez(OUT, moments=np.concatenate(moments), rows=np.array(rows), logs=np.array(record.logs), latents=np.array(seen), weights=np.concatenate(weights))
