@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['DIGEST_BYTES', 'NAME', 'KEEP', 'FREE_SETTINGS', 'ANOTHER_RUN', 'state_variables', 'read_state', 'write_state',
            'DigestingFile', 'DamagedCheckpoint', 'verify_checkpoint', 'Place', 'checkpoints', 'place_in_name',
-           'finite_state', 'save_checkpoint', 'restore_checkpoint', 'restore_newest', 'Run', 'Onlooker', 'read_lines',
-           'refuse_folder', 'refuse_another_run', 'unusable_out', 'lock_run', 'half_written', 'delete_run', 'load_gan']
+           'finite_state', 'save_checkpoint', 'restore_checkpoint', 'restore_newest', 'Run', 'Onlooker', 'read_config',
+           'read_lines', 'refuse_folder', 'refuse_another_run', 'unusable_out', 'lock_run', 'half_written',
+           'delete_run', 'load_gan']
 
 # %% ../nbs/07_checkpoint.ipynb #41630a34
 import contextlib
@@ -212,17 +213,7 @@ class Run:
     @property
     def config(self) -> RunConfig:
         "The settings it was started with; `InputError` if there are none or they cannot be read."
-        path = self.directory / "config.json"
-        if not path.is_file():
-            raise input_error("run", "a folder that facegen train has written, with a config.json in it",
-                              str(self.directory), "give the folder named by --out")
-        try:
-            return RunConfig.from_json(path.read_text())
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        except ValueError as error:
-            raise input_error(str(path), "the JSON that facegen train wrote", str(error),
-                              "mend it, or train into another --out") from error
+        return read_config(self.directory / "config.json")
 
     @property
     def status(self) -> dict:
@@ -287,6 +278,22 @@ class Onlooker(Run):
     def remove(self, name: str) -> None: ...
 
 # %% ../nbs/07_checkpoint.ipynb #b65f68d6
+def read_config(
+    path: Path,  # config.json of a run
+) -> RunConfig:  # or `InputError`
+    "The settings that a run was started with."
+    if not path.is_file():
+        raise input_error("run", "a folder that facegen train has written, with a config.json in it",
+                          str(path.parent), "give the folder named by --out")
+    try:
+        return RunConfig.from_json(path.read_text())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise input_error(str(path), "the JSON that facegen train wrote", str(error),
+                          "mend it, or train into another --out") from error
+
+
 def read_lines(
     path: Path,  # log.jsonl or speed.jsonl; need not exist
 ) -> list[dict]:  # its records

@@ -43,7 +43,7 @@ def step_costs(
             report(f"{image_size} pixels, batch {batch_size}: {rows[-1]}")
     return rows
 
-# %% ../nbs/31_costs.ipynb #c8df5560
+# %% ../nbs/31_costs.ipynb #f9cc973e
 def write_jpegs(folder: Path, count: int) -> None:
     "Drawn faces in the size of CelebA's."
     for number, face in enumerate(map(ToyFaces(count, 128, seed=0).__getitem__, range(count))):
@@ -85,7 +85,7 @@ def feeding_costs(
     return {"decoded_per_s": round(decoded), "stored_per_s": round(stored),
             "of_resident": round(float(np.median(ratios)), 3)}
 
-# %% ../nbs/31_costs.ipynb #0187d1a9
+# %% ../nbs/31_costs.ipynb #dba3546b
 def saving_costs(config: RunConfig, rounds: int = 5) -> dict:  # seconds, bytes, times_plain: against a plain write
     "A checkpoint of a run."
     gan, taken = FaceGAN.from_run_config(config), []
@@ -103,7 +103,7 @@ def saving_costs(config: RunConfig, rounds: int = 5) -> dict:  # seconds, bytes,
     return {"seconds": round(float(np.median(save)), 3), "bytes": content,
             "times_plain": round(float(np.median(save / plain)), 2)}
 
-# %% ../nbs/31_costs.ipynb #39aaa381
+# %% ../nbs/31_costs.ipynb #50b3765f
 class ManyNames:
     "A collection of names, with one and the same face behind them all."
 
@@ -127,7 +127,7 @@ def start_up(num_names: int, image_size: int = 64, batch_size: int = 64) -> floa
     next(iter(Faces(source, layout, "square", image_size).batches(batch_size)))
     return time.perf_counter() - start
 
-# %% ../nbs/31_costs.ipynb #b152c992
+# %% ../nbs/31_costs.ipynb #648201e8
 def measure_costs(report=lambda line: None) -> dict:  # can be written as JSON
     "Everything on this page, at the article's width."
     article, demo = RunConfig.preset("article", batch_size=16), RunConfig.preset("demo", precision="auto")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'fixed_latents', 'batch_norms', 'start_moving_statistics', 'choose_precision', 'cpu_flags', 'make_adam',
-           'BothOptimizers', 'generate_faces', 'FaceGAN']
+           'BothOptimizers', 'generate_faces', 'make_networks', 'float_images', 'FaceGAN']
 
 # %% ../nbs/06_gan.ipynb #2aae2310
 import re
@@ -113,6 +113,29 @@ def generate_faces(
     return np.concatenate([to_pixels(ops.convert_to_numpy(batch)) for batch in batches])
 
 # %% ../nbs/06_gan.ipynb #d2194aa7
+def make_networks(config: RunConfig) -> tuple[keras.Sequential, keras.Sequential]:  # generator, discriminator
+    "Fresh networks for a run, as fast as the backend can have them; the weights are a function of `config.seed`."
+    keras.utils.set_random_seed(config.seed)
+    dtype = DTYPES[choose_precision(config.precision)]
+    networks = (make_generator(config.image_size, config.latent_dim, config.width, dtype),
+                make_discriminator(config.image_size, config.width, dtype))
+    for network in networks:
+        backend.speed_up(network)
+        for norm in batch_norms(network):
+            norm.synchronized = backend.num_replicas() > 1
+    return networks
+
+
+def float_images(
+    data,  # a batch of images as `fit` hands it over: uint8, or float32 in [-1, 1]
+):  # (B, S, S, 3) float32 in [-1, 1]
+    "The images as the networks see them, converted on the device."
+    images, *_ = keras.utils.unpack_x_y_sample_weight(data)
+    if keras.backend.standardize_dtype(images.dtype) == "uint8":
+        return ops.cast(images, "float32") / 127.5 - 1.0  # as `to_float`
+    return images
+
+# %% ../nbs/06_gan.ipynb #4e3d3734
 class FaceGAN(keras.Model):
     "A generator and a discriminator that train against each other."
 
@@ -122,21 +145,13 @@ class FaceGAN(keras.Model):
         self.seed_generator = keras.random.SeedGenerator(config.seed)
         rng = np.random.default_rng([config.seed, 1])
         self.session_draws = rng.uniform(*config.input_noise_range), rng.uniform(*config.real_label_range)
-        self.trackers = [keras.metrics.Mean(name=name) for name in
-                         ("d_loss", "g_loss", "d_accuracy_real", "d_accuracy_fake")]
+        self.trackers = list(map(keras.metrics.Mean, ("d_loss", "g_loss", "d_accuracy_real", "d_accuracy_fake")))
         self.built = True
 
     @classmethod
     def from_run_config(cls, config: RunConfig) -> "FaceGAN":
         "Fresh networks and optimizers for a run; the weights are a function of `config.seed`."
-        keras.utils.set_random_seed(config.seed)
-        dtype = DTYPES[choose_precision(config.precision)]
-        gan = cls(make_generator(config.image_size, config.latent_dim, config.width, dtype),
-                  make_discriminator(config.image_size, config.width, dtype), config)
-        for network in (gan.generator, gan.discriminator):
-            backend.speed_up(network)
-            for norm in batch_norms(network):
-                norm.synchronized = backend.num_replicas() > 1
+        gan = cls(*make_networks(config), config)
         gan.compile()
         for optimizer in (gan.g_optimizer, gan.d_optimizer):
             backend.speed_up_adam(getattr(optimizer, "inner_optimizer", optimizer))
@@ -172,13 +187,10 @@ class FaceGAN(keras.Model):
 
     def step(self, data):
         "One step on (B, S, S, 3) images, uint8 or float32 in [-1, 1]; gives what is logged."
-        real_images, *_ = keras.utils.unpack_x_y_sample_weight(data)
-        if keras.backend.standardize_dtype(real_images.dtype) == "uint8":
-            real_images = ops.cast(real_images, "float32") / 127.5 - 1.0  # as `to_float`
-        noise_std, label_factor = self.draw_noise()
+        real_images, (noise_std, label_factor) = float_images(data), self.draw_noise()
         uniform, normal = map(backend.own_rows, (keras.random.uniform, keras.random.normal))
-        shape = ops.shape(real_images)[0], self.config.latent_dim
-        latents = uniform(shape, -1.0, 1.0, dtype="float32", seed=self.seed_generator)
+        latents = uniform((ops.shape(real_images)[0], self.config.latent_dim), -1.0, 1.0, dtype="float32",
+                          seed=self.seed_generator)
         noisy_images = add_input_noise(real_images, noise_std, self.seed_generator, normal)
         for tracker, value in zip(self.trackers, self.update(noisy_images, latents, label_factor)):
             tracker.update_state(value, sample_weight=1 / backend.num_replicas())
