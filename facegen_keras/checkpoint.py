@@ -36,6 +36,7 @@ def state_variables(
     scales = [variable for adam, optimizer in zip(adams, (gan.g_optimizer, gan.d_optimizer)) if adam is not optimizer
               for variable in (optimizer.step_counter, optimizer.dynamic_scale)]
     parts = {"generator": gan.generator.variables, "discriminator": gan.discriminator.variables,
+             "ema_generator": gan.ema_generator.variables,
              "g_optimizer": adams[0].variables, "d_optimizer": adams[1].variables, "loss_scale": scales,
              "random": [gan.seed_generator.state],
              "metrics": [variable for tracker in gan.trackers for variable in tracker.variables]}
@@ -393,8 +394,9 @@ def load_gan(
         raise input_error("run", "a checkpoint or a generator.keras", f"neither in {directory}",
                           "train for an epoch first")
     try:
-        gan.generator.load_weights(result)
+        gan.ema_generator.load_weights(result)
     except Exception as error:  # Keras raises whatever its reader met
         raise input_error(str(result), "a generator of this config", f"{type(error).__name__} on reading it",
                           "fetch it again, or train") from error
+    gan.generator.set_weights(gan.ema_generator.get_weights())
     return gan

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['any_text', 'optional_count', 'PRESETS', 'InputError', 'input_error', 'TrainingDiverged', 'unknown_name_error', 'Rule',
-           'setting', 'is_number', 'one_of', 'whole_number', 'between', 'number_from', 'number_range', 'normalise',
-           'Settings', 'RunConfig', 'parse_value', 'parse_settings', 'write_file', 'sync']
+           'setting', 'is_number', 'one_of', 'whole_number', 'between', 'number_from', 'number_range', 'first_and_last',
+           'is_pair', 'normalise', 'Settings', 'RunConfig', 'parse_value', 'parse_settings', 'write_file', 'sync']
 
 # %% ../nbs/00_config.ipynb #597b578f
 import contextlib
@@ -95,10 +95,18 @@ def number_from(low: float, high: float) -> Rule:
 
 def number_range(low: float, high: float) -> Rule:
     "A pair of numbers in order, such as (0.9, 1.0)."
-    def accepts(value):
-        return (type(value) is tuple and len(value) == 2 and all(map(is_number, value))
-                and low <= value[0] <= value[1] <= high)
-    return Rule(f"two numbers low,high with {low:g} <= low <= high <= {high:g}", accepts)
+    return Rule(f"two numbers low,high with {low:g} <= low <= high <= {high:g}",
+                lambda value: is_pair(value) and low <= value[0] <= value[1] <= high)
+
+
+def first_and_last(low: float, high: float) -> Rule:
+    "Where a schedule begins and where it ends, the lower bound included."
+    return Rule(f"two numbers first,last from {low:g} up to, but not, {high:g}",
+                lambda value: is_pair(value) and all(low <= number < high for number in value))
+
+
+def is_pair(value) -> bool:  # a tuple of two numbers
+    return type(value) is tuple and len(value) == 2 and all(map(is_number, value))
 
 # %% ../nbs/00_config.ipynb #1f45fc7f
 any_text = Rule("a text that is not empty", lambda value: type(value) is str and value != "")
@@ -176,14 +184,53 @@ class RunConfig(Settings):
     )
     out: str = setting("runs/article", "the folder that the run writes", any_text, "P")
     image_size: int = setting(128, "side of the square pictures, pixels", one_of(32, 64, 128, 256), "A")
-    latent_dim: int = setting(100, "length of the latent vector, uniform in [-1, 1]", whole_number(1), "A")
-    width: int = setting(64, "channels next to the image; they double as its side halves", whole_number(1), "N")
+    networks: str = setting(
+        "dcgan",
+        "dcgan: the article's; residual: without batch norm, see 04b_residual",
+        one_of("dcgan", "residual"),
+        "A, P",
+    )
+    latents: str = setting(
+        "uniform",
+        "what latent vectors are drawn from: uniform in [-1, 1], or standard normal",
+        one_of("uniform", "normal"),
+        "A, P",
+    )
+    latent_dim: int = setting(100, "length of the latent vector", whole_number(1), "A")
+    width: int = setting(
+        64, "channels next to the image; there are more where its side is less", whole_number(1), "N"
+    )
+    loss: str = setting(
+        "noisy_labels",
+        "noisy_labels: the article's; relativistic: real against fake, with a gradient penalty",
+        one_of("noisy_labels", "relativistic"),
+        "A, P",
+    )
+    gamma: tuple = setting(
+        (0.0, 0.0),
+        "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",
+        first_and_last(0, 1e6),
+        "P",
+    )
     batch_size: int = setting(64, "real images a step, and as many generated ones", whole_number(2), "A")
     epochs: int = setting(60, "passes over the images; what does not fill a batch is left out", whole_number(1), "A")
     d_learning_rate: float = setting(4e-5, "Adam's step size, discriminator", between(0, 1), "N")
     g_learning_rate: float = setting(2e-4, "Adam's step size, generator", between(0, 1), "N")
+    final_rate: float = setting(1.0, "what both step sizes are multiplied by in the end", number_from(1e-6, 10), "P")
     beta_1: float = setting(0.5, "Adam's decay of the mean gradient", number_from(0, 1), "N")
+    beta_2: tuple = setting(
+        (0.999, 0.999), "Adam's decay of the mean squared gradient, first,last", first_and_last(0, 1), "P"
+    )
     epsilon: float = setting(1e-8, "Adam's guard against division by zero", between(0, 1), "N")
+    schedule_images: int = setting(
+        2_000_000,
+        "real images seen until gamma, step sizes and beta_2 are at their last values",
+        whole_number(1),
+        "P",
+    )
+    ema_images: int = setting(
+        100_000, "images until a weight counts half in the generator's average; 0: no average", whole_number(0), "P"
+    )
     real_label_range: tuple = setting(
         (0.9, 1.0), "the label of real images is drawn from here", number_range(0, 1), "A"
     )
@@ -221,11 +268,25 @@ class RunConfig(Settings):
         5, "save at least so often, minutes; 0: after each step", number_from(0, 10_000), "P"
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.loss == "relativistic" and self.networks != "residual":
+            raise input_error(
+                "networks",
+                "residual with loss=relativistic: batch norm makes what is said of one "
+                "picture depend on the others",
+                self.networks,
+                "set networks=residual",
+            )
+
 # %% ../nbs/00_config.ipynb #ed907cfa
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
     "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=7,
                  d_learning_rate=2e-4, g_learning_rate=4e-4, precision="float32"),
+    "modern": dict(out="runs/modern", limit=100_000, networks="residual", latents="normal", latent_dim=128, width=32,
+                   loss="relativistic", gamma=(2.0, 0.2), d_learning_rate=2e-4, g_learning_rate=2e-4, final_rate=0.25,
+                   beta_1=0.0, beta_2=(0.9, 0.99), input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0)),
 }
 
 # %% ../nbs/00_config.ipynb #c91bcd3b

@@ -140,7 +140,8 @@ def speed_up(
     for layer in network.layers:
         if layer.compute_dtype != "bfloat16":
             continue
-        wide = hasattr(layer, "kernel") and np.prod(layer.kernel.shape[2:]) >= WIDE
+        kernel = layer.kernel.shape if hasattr(layer, "kernel") else ()
+        wide = kernel[:2] == (5, 5) and np.prod(kernel[2:]) >= WIDE
         if isinstance(layer, layers.BatchNormalization):
             layer.call = functools.partial(normalise, layer)
         elif wide and isinstance(layer, layers.Conv2D):

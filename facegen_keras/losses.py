@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REAL', 'FAKE', 'binary_cross_entropy', 'discriminator_loss', 'generator_loss', 'accuracy', 'draw_from_range',
-           'add_input_noise']
+           'add_input_noise', 'relativistic_loss', 'pair_accuracy', 'gradient_penalty']
 
 # %% ../nbs/05_losses.ipynb #3b480e2d
 import keras
@@ -68,3 +68,26 @@ def add_input_noise(
 ):  # (B, H, W, 3) float32, not clipped
     "Images with Gaussian noise of one strength for the whole batch."
     return images + noise_std * normal(ops.shape(images), dtype="float32", seed=seed)
+
+# %% ../nbs/05_losses.ipynb #97f13e1f
+def relativistic_loss(
+    favoured_logits,  # (B, 1) of the pictures that should look more real: real ones for the discriminator
+    other_logits,  # (B, 1) of those they are paired with
+):  # scalar float32, in nats: ln 2 if they cannot be told apart
+    "Cross-entropy of saying, for each pair, which picture is the favoured one."
+    return ops.mean(ops.softplus(ops.cast(other_logits - favoured_logits, "float32")))
+
+
+def pair_accuracy(
+    real_logits,  # (B, 1)
+    fake_logits,  # (B, 1)
+):  # scalar float32 in [0, 1]
+    "Share of the pairs in which the real picture has the larger logit."
+    return ops.mean(ops.cast(real_logits > fake_logits, "float32"))
+
+# %% ../nbs/05_losses.ipynb #5fe59d28
+def gradient_penalty(
+    pixel_gradients,  # (N, S, S, 3) float32: of each picture's logit by its pixels
+):  # scalar float32: the mean over pictures of the squared length
+    "The squared slope of the discriminator at some pictures: R1 at real ones, R2 at generated ones."
+    return ops.mean(ops.sum(ops.square(ops.cast(pixel_gradients, "float32")), axis=(1, 2, 3)))

@@ -41,7 +41,7 @@ from .checkpoint import (
     refuse_folder, restore_newest, save_checkpoint, unusable_out)
 from .config import InputError, RunConfig, TrainingDiverged, input_error, sync
 from .faces import Faces, check_faces, load_faces, readable_face, require_readable, spread
-from .gan import FaceGAN, backend, choose_precision, fixed_latents, start_moving_statistics
+from .gan import FaceGAN, backend, choose_precision, start_moving_statistics
 from .viz import figure_to_png, image_grid, loss_curves, timelapse, to_png
 
 # %% ../nbs/08_training.ipynb #590a955b
@@ -646,9 +646,9 @@ def progress_line(
     images_per_s: float,
 ) -> str:
     "A line of the log as a person reads it."
+    told = ", ".join(f"{name[11:]} {share:4.0%}" for name, share in line.items() if name.startswith("d_accuracy_"))
     return (f"epoch {line['epoch']:6.2f}/{epochs}  d_loss {line['d_loss']:.3f}  g_loss {line['g_loss']:.3f}  "
-            f"told right: real {line['d_accuracy_real']:4.0%}, fake {line['d_accuracy_fake']:4.0%}  "
-            f"{images_per_s:.1f} images/s")
+            f"told right: {told}  {images_per_s:.1f} images/s")
 
 
 def bar_text(
@@ -832,7 +832,7 @@ def finish(gan: FaceGAN, session: Session) -> None:
         write_film(session)
         if finished:
             with tempfile.TemporaryDirectory() as folder:
-                gan.generator.save(Path(folder) / "generator.keras")
+                gan.ema_generator.save(Path(folder) / "generator.keras")
                 run.write("generator.keras", (Path(folder) / "generator.keras").read_bytes())
         write_status(session, "finished" if finished else "paused", "" if finished else session.stop_reason)
     except OSError as error:
@@ -901,7 +901,8 @@ def go_on(session: Session) -> None:
     config = session.config
     gan = FaceGAN.from_run_config(config)
     if not restore(gan, session):
-        start_moving_statistics(gan.generator, fixed_latents(config.batch_size, config.latent_dim, config.seed))
+        start_moving_statistics(gan.generator, gan.latents(config.batch_size, config.seed))
+        gan.ema_generator.set_weights(gan.generator.get_weights())
     backend.agree(False)  # once all have read the checkpoint, it may be replaced
     report(plan(session))
     if (

@@ -60,17 +60,15 @@ LN_2 = math.log(2)
 
 
 def loss_curves(
-    records: list[dict],  # each with epoch (float), d_loss, g_loss, d_accuracy_real, d_accuracy_fake
+    records: list[dict],  # each with epoch (float), d_loss, g_loss and what else begins with d_accuracy
     title: str = "",  # e.g. what was trained
 ) -> Figure:  # two panels: losses, accuracies
     "Losses in nats and the discriminator's accuracies over the epochs, with theory's lines."
     figure = Figure(figsize=(9, 3.2), dpi=80, layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
-    for axes, keys in (
-        (loss_axes, ("d_loss", "g_loss")),
-        (accuracy_axes, ("d_accuracy_real", "d_accuracy_fake")),
-    ):
+    accuracies = [key for key in (records or [{}])[0] if key.startswith("d_accuracy")]
+    for axes, keys in ((loss_axes, ("d_loss", "g_loss")), (accuracy_axes, accuracies)):
         for key in keys:
             axes.plot(epochs, [record[key] for record in records], lw=1.2, label=key)
         axes.set_xlabel("epoch")
@@ -103,24 +101,13 @@ def timelapse(
 ) -> bytes:  # an animated GIF that repeats for ever
     "Frames one after the other, captioned."
     if not frames:
-        raise ValueError(
-            "frames: expected at least one picture, got none; pass the grids of a run's epochs"
-        )
-    pictures = [
-        captioned(frame, caption, max_side) for frame, caption in zip(frames, captions, strict=True)
-    ]
+        raise ValueError("frames: expected at least one picture, got none; pass the grids of a run's epochs")
+    pictures = [captioned(frame, caption, max_side) for frame, caption in zip(frames, captions, strict=True)]
     durations = [round(1000 * seconds)] * len(pictures)
     durations[0] = durations[-1] = round(4000 * seconds)
     buffer = io.BytesIO()
-    pictures[0].save(
-        buffer,
-        "GIF",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=durations,
-        loop=0,
-        comment=GENERATED.encode(),
-    )
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0,
+                     comment=GENERATED.encode())
     return buffer.getvalue()
 
 

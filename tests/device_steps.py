@@ -1,4 +1,4 @@
-"""A process of `test_backends.py`: python device_steps.py OUT NUM_DEVICES PRECISION trains for a few steps.
+"""A process of `test_backends.py`: python device_steps.py OUT NUM_DEVICES PRECISION PRESET trains for a few steps.
 
 It writes the log of each step, and the latents of each replica where a step is run once a replica.
 """
@@ -6,7 +6,7 @@ It writes the log of each step, and the latents of each replica where a step is 
 import os
 import sys
 
-OUT, NUM_DEVICES, PRECISION = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+OUT, NUM_DEVICES, PRECISION, PRESET = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
 
 import keras
@@ -23,7 +23,7 @@ from facegen_keras.faces import load_faces
 from facegen_keras.gan import FaceGAN, backend
 
 NUM_STEPS = 6
-CONFIG = RunConfig.preset("demo", image_size=32, width=4, batch_size=8, precision=PRECISION)
+CONFIG = RunConfig.preset(PRESET, image_size=32, width=4, batch_size=8, precision=PRECISION)
 seen, rows = [], []
 
 

@@ -63,22 +63,23 @@ for seed in range(3):
     restore_newest(gan, Path(sys.argv[1], "checkpoints"))
     rng = np.random.default_rng(seed)
     for step in range(20):
-        images, latents = rng.uniform(-1, 1, (4, 32, 32, 3)), rng.uniform(-1, 1, (4, 100))
+        images, latents = rng.uniform(-1, 1, (4, 32, 32, 3)), rng.uniform(-1, 1, (4, gan.config.latent_dim))
         losses.append([float(value) for value in gan.update(images.astype("float32"), latents.astype("float32"), 0.95)])
 moving = [variable for variable in gan.generator.variables if "moving" in variable.path]
 print(json.dumps([losses, [np.array(variable).tolist() for variable in moving]]))
 """
 
 
-def test_twenty_steps_from_one_checkpoint_agree(tmp_path):
+@pytest.mark.parametrize("preset", ["article", "modern"])
+def test_twenty_steps_from_one_checkpoint_agree(tmp_path, preset):
     """On small networks: in large ones some leaky ReLU meets a value so close to 0 that rounding decides its slope."""
-    config = RunConfig.preset("article", image_size=32, width=2, batch_size=4, precision="float32", out=str(tmp_path))
+    config = RunConfig.preset(preset, image_size=32, width=2, batch_size=4, precision="float32", out=str(tmp_path))
     (tmp_path / "config.json").write_text(config.to_json())
     gan = FaceGAN.from_run_config(config)
     rng = np.random.default_rng(7)
     for _ in range(5):  # so that the optimizers hold something
         gan.update(rng.uniform(-1, 1, (4, 32, 32, 3)).astype("float32"),
-                   rng.uniform(-1, 1, (4, 100)).astype("float32"), 0.95)
+                   rng.uniform(-1, 1, (4, config.latent_dim)).astype("float32"), 0.95)
     save_checkpoint(gan, tmp_path / "checkpoints", Place(1))
     found = [json.loads(run("-c", STEPS, tmp_path, backend=backend).splitlines()[-1])
              for backend in ("tensorflow", "jax")]
@@ -89,13 +90,14 @@ def test_twenty_steps_from_one_checkpoint_agree(tmp_path):
     assert np.ptp(np.array(losses)[:20, 0]) > 0.01, "they have gone somewhere"
 
 
-@pytest.mark.parametrize(("backend", "precision", "atol"), [
-    ("tensorflow", "float32", 2e-5), ("tensorflow", "float16", 0.2), ("jax", "float32", 2e-5)])
-def test_two_devices_are_one(tmp_path, backend, precision, atol):
+@pytest.mark.parametrize(("backend", "precision", "atol", "preset"), [
+    ("tensorflow", "float32", 2e-5, "demo"), ("tensorflow", "float16", 0.2, "demo"), ("jax", "float32", 2e-5, "demo"),
+    ("tensorflow", "float32", 2e-5, "modern"), ("jax", "float32", 2e-5, "modern")])
+def test_two_devices_are_one(tmp_path, backend, precision, atol, preset):
     """In float16 but roughly: the factor of a loss, and with it what overflows, depends on the number of devices."""
     records = []
     for num_devices in (1, 2):
-        run(TESTS / "device_steps.py", tmp_path / f"{num_devices}.npz", num_devices, precision, backend=backend)
+        run(TESTS / "device_steps.py", tmp_path / f"{num_devices}.npz", num_devices, precision, preset, backend=backend)
         records.append(dict(np.load(tmp_path / f"{num_devices}.npz")))
     one, two = records
     np.testing.assert_allclose(one["logs"], two["logs"], atol=atol)

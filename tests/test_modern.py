@@ -1,0 +1,151 @@
+"""What the preset `modern` adds, and the average of generators that both presets keep."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from facegen_keras.checkpoint import Run
+from facegen_keras.config import InputError, RunConfig
+from facegen_keras.gan import DTYPES, FaceGAN, at_step, backend, ema_share, generate_faces, make_networks
+from facegen_keras.training import train
+
+SMALL = dict(image_size=32, width=4, batch_size=8, precision="float32")
+
+
+def images(seed=0, count=8):
+    return np.random.default_rng(seed).uniform(-1, 1, (count, 32, 32, 3)).astype("float32")
+
+
+def weights(network):
+    return [keras.ops.convert_to_numpy(weight) for weight in network.variables]
+
+
+@pytest.mark.parametrize("preset", ["demo", "modern"])
+def test_the_average_is_that_of_the_weights_and_statistics(preset):
+    gan = FaceGAN.from_run_config(RunConfig.preset(preset, **SMALL, ema_images=100))
+    expected = weights(gan.generator)
+    for step in range(1, 9):
+        gan.step(images(step))
+        share = 1 - 0.5 ** (8 / min(100, 0.05 * 8 * step))  # a half-life of 100 images, at most a twentieth of those seen
+        expected = [old + share * (new - old) for old, new in zip(expected, weights(gan.generator))]
+    for average, found in zip(expected, weights(gan.ema_generator), strict=True):
+        np.testing.assert_allclose(found, average, atol=2e-6)
+    moved = [not np.allclose(raw, average, atol=1e-5) for raw, average in zip(weights(gan.generator), expected)]
+    assert all(moved) or preset == "demo" and sum(moved) >= len(moved) - 3, "biases before batch norm stay"
+    faces = generate_faces(gan.ema_generator, gan.latents(4, seed=1))
+    assert np.array_equal(gan.generate(4, seed=1), faces)
+    assert not np.array_equal(generate_faces(gan.generator, gan.latents(4, seed=1)), faces)
+
+
+def test_the_half_life_is_what_the_setting_says():
+    config = RunConfig.preset("modern", **SMALL, ema_images=8_000)
+    assert np.isclose((1 - float(ema_share(1e9, config))) ** 1_000, 0.5, atol=1e-3)
+    assert float(ema_share(1e9, dataclasses.replace(config, ema_images=0))) == 1.0
+
+
+def test_without_an_average_both_generators_are_one():
+    gan = FaceGAN.from_run_config(RunConfig.preset("modern", **SMALL, ema_images=0))
+    gan.step(images())
+    for raw, average in zip(weights(gan.generator), weights(gan.ema_generator)):
+        np.testing.assert_allclose(raw, average, atol=1e-7)
+
+
+def test_the_result_of_a_run_is_the_average(tmp_path):
+    config = RunConfig.preset("modern", **SMALL, epochs=1, limit=64, schedule_images=64, out=str(tmp_path / "run"))
+    train(config, report=lambda line: None)
+    gan = FaceGAN.load(config.out)
+    saved = keras.saving.load_model(tmp_path / "run" / "generator.keras")
+    assert all(map(np.array_equal, weights(saved), weights(gan.ema_generator)))
+    assert not all(map(np.array_equal, weights(saved), weights(gan.generator)))
+    line = Run(config.out).records("epoch")[0]
+    assert {"d_loss", "g_loss", "d_accuracy_pairs", "penalty"} <= line.keys()
+
+
+class OneDot(keras.layers.Layer):
+    """A discriminator whose slope is known: the sum of the pixels, times a weight."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, images):
+        return self.scale * keras.ops.sum(images, axis=(1, 2, 3))[:, None]
+
+
+class OnePicture(keras.layers.Layer):
+    """A generator that makes one value of all pixels, whatever the latents."""
+
+    def build(self, shape):
+        self.value = self.add_weight(shape=(), initializer="zeros")
+
+    def call(self, latents):
+        return self.value + keras.ops.zeros((len(latents), 2, 2, 3))
+
+
+def test_an_update_on_networks_whose_gradients_are_known():
+    """D = scale * (sum of 12 pixels): the slope is (scale, ..., scale), so R1 + R2 = 24 scale^2."""
+    latents, real_images = np.zeros((4, 1), "float32"), np.full((4, 2, 2, 3), 0.1, "float32")
+    networks = OnePicture(), OneDot()
+    for network, inputs in zip(networks, (latents, real_images)):
+        network(inputs)
+    optimizers = [keras.optimizers.SGD(0.001) for _ in networks]
+    for optimizer, network in zip(optimizers, networks):
+        optimizer.build(network.trainable_variables)
+    d_loss, g_loss, accuracy, penalty = map(float, backend.relativistic_update(
+        *networks, *optimizers, real_images, latents, 3.0))
+    difference = 1.2  # of the logits of a pair
+    np.testing.assert_allclose([d_loss, g_loss], [np.log1p(np.exp(-difference)), np.log1p(np.exp(difference))], rtol=1e-5)
+    assert (accuracy, penalty) == (1.0, 24.0)
+    sigmoid = 1 / (1 + np.exp(difference))  # how wrong D still is
+    d_gradient = -sigmoid * 1.2 + 3.0 / 2 * 2 * 24  # of the loss, and of gamma/2 * 24 scale^2
+    np.testing.assert_allclose(float(networks[1].scale), 1 - 0.001 * d_gradient, rtol=1e-6)
+    g_gradient = -(1 - sigmoid) * 12
+    np.testing.assert_allclose(float(networks[0].value), -0.001 * g_gradient, rtol=1e-5)
+
+
+def test_schedules_reach_their_last_values():
+    config = RunConfig.preset("modern", **SMALL, schedule_images=80, gamma=(2.0, 0.2), g_learning_rate=1e-3)
+    gan = FaceGAN.from_run_config(config)
+    seen = []
+    for step in range(13):
+        seen.append((float(at_step(gan.gamma, gan.d_optimizer.iterations)), float(gan.g_optimizer.beta_2),
+                     float(gan.g_optimizer.learning_rate)))
+        gan.step(images(step))
+    np.testing.assert_allclose(seen[0], (2.0 / 8, 0.9, 1e-3), rtol=1e-5)  # 32 pixels: an eighth of the gamma at 64
+    np.testing.assert_allclose(seen[5], (1.1 / 8, 0.945, 1e-3 * 0.625), rtol=1e-4)
+    np.testing.assert_allclose(seen[10:], 3 * [(0.2 / 8, 0.99, 2.5e-4)], rtol=1e-4)
+
+
+def test_beta_2_reaches_adam():
+    """One weight, one gradient: the second moment after a step is (1 - beta_2) times its square."""
+    config = RunConfig.preset("modern", **SMALL, beta_2=(0.8, 0.99))
+    gan = FaceGAN.from_run_config(config)
+    before = weights(gan.generator)
+    gan.step(images())
+    squares = [variable for variable in gan.g_optimizer.variables if "velocity" in variable.path]
+    means = [variable for variable in gan.g_optimizer.variables if "momentum" in variable.path]
+    for mean, square in zip(means, squares, strict=True):  # beta_1 is 0: the mean is the gradient
+        np.testing.assert_allclose(square.numpy(), 0.2 * mean.numpy() ** 2, rtol=1e-4, atol=1e-20)
+    assert any(not np.array_equal(old, new) for old, new in zip(before, weights(gan.generator)))
+
+
+def test_in_float16_the_slopes_are_still_taken_in_float32():
+    generator, discriminator = make_networks(RunConfig.preset("modern", **SMALL | {"precision": "float16"}))
+    assert discriminator.get_layer("level1_conv1").dtype_policy.name == "float32"
+    assert generator.get_layer("level1_conv1").dtype_policy.name == DTYPES["float16"]
+
+
+def test_batch_norm_and_pairs_do_not_go_together():
+    with pytest.raises(InputError, match="networks: expected residual with loss=relativistic"):
+        RunConfig.preset("modern", networks="dcgan")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_short_run_stays_finite(precision):
+    config = RunConfig.preset("modern", **SMALL | {"precision": precision}, schedule_images=160)
+    gan = FaceGAN.from_run_config(config)
+    step = backend.compiled(gan.step, gan.variables + gan.optimizer.variables + gan.metrics_variables)
+    logs = [step(images(number)) for number in range(20)]
+    assert np.isfinite([[float(value) for value in log.values()] for log in logs]).all()
+    assert float(logs[-1]["penalty"]) > 0
