@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['any_text', 'optional_count', 'PRESETS', 'InputError', 'input_error', 'TrainingDiverged', 'unknown_name_error', 'Rule',
            'setting', 'is_number', 'one_of', 'whole_number', 'between', 'number_from', 'number_range', 'first_and_last',
-           'is_pair', 'normalise', 'Settings', 'RunConfig', 'parse_value', 'parse_settings', 'write_file', 'sync']
+           'is_pair', 'normalise', 'Settings', 'Recipe', 'RunConfig', 'parse_value', 'parse_settings', 'write_file',
+           'sync']
 
 # %% ../nbs/00_config.ipynb #597b578f
 import contextlib
@@ -99,10 +100,10 @@ def number_range(low: float, high: float) -> Rule:
                 lambda value: is_pair(value) and low <= value[0] <= value[1] <= high)
 
 
-def first_and_last(low: float, high: float) -> Rule:
-    "Where a schedule begins and where it ends, the lower bound included."
-    return Rule(f"two numbers first,last from {low:g} up to, but not, {high:g}",
-                lambda value: is_pair(value) and all(low <= number < high for number in value))
+def first_and_last(high: float) -> Rule:
+    "Where a schedule begins and where it ends."
+    return Rule(f"two numbers first,last above 0 and below {high:g}, or 0,0",
+                lambda value: is_pair(value) and (value == (0, 0) or all(0 < number < high for number in value)))
 
 
 def is_pair(value) -> bool:  # a tuple of two numbers
@@ -176,110 +177,77 @@ class Settings:
 
 # %% ../nbs/00_config.ipynb #2a6d4fc9
 @dataclasses.dataclass(frozen=True)
-class RunConfig(Settings):
-    "All that determines a training run; frozen."
+class Recipe(Settings):
+    "What is trained, and how: the part of a run's settings that one would publish."
 
-    data: str = setting(
-        "toy", "where the faces are: toy (drawn here), a folder, a .zip, a Kaggle dataset folder", any_text, "P"
-    )
-    out: str = setting("runs/article", "the folder that the run writes", any_text, "P")
     image_size: int = setting(128, "side of the square pictures, pixels", one_of(32, 64, 128, 256), "A")
     networks: str = setting(
-        "dcgan",
-        "dcgan: the article's; residual: without batch norm, see 04b_residual",
-        one_of("dcgan", "residual"),
-        "A, P",
-    )
+        "dcgan", "dcgan: the article's; residual: without batch norm, see 04b_residual",
+        one_of("dcgan", "residual"), "A, P")
     latents: str = setting(
-        "uniform",
-        "what latent vectors are drawn from: uniform in [-1, 1], or standard normal",
-        one_of("uniform", "normal"),
-        "A, P",
-    )
+        "uniform", "what latent vectors are drawn from: uniform in [-1, 1], or standard normal",
+        one_of("uniform", "normal"), "A, P")
     latent_dim: int = setting(100, "length of the latent vector", whole_number(1), "A")
-    width: int = setting(
-        64, "channels next to the image; there are more where its side is less", whole_number(1), "N"
-    )
+    width: int = setting(64, "channels next to the image; there are more where its side is less", whole_number(1), "N")
     loss: str = setting(
-        "noisy_labels",
-        "noisy_labels: the article's; relativistic: real against fake, with a gradient penalty",
-        one_of("noisy_labels", "relativistic"),
-        "A, P",
-    )
+        "noisy_labels", "noisy_labels: the article's; relativistic: real against fake, with a gradient penalty",
+        one_of("noisy_labels", "relativistic"), "A, P")
     gamma: tuple = setting(
-        (0.0, 0.0),
-        "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",
-        first_and_last(0, 1e6),
-        "P",
-    )
+        (0.0, 0.0), "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",
+        first_and_last(1e6), "P")
     batch_size: int = setting(64, "real images a step, and as many generated ones", whole_number(2), "A")
-    epochs: int = setting(60, "passes over the images; what does not fill a batch is left out", whole_number(1), "A")
     d_learning_rate: float = setting(4e-5, "Adam's step size, discriminator", between(0, 1), "N")
     g_learning_rate: float = setting(2e-4, "Adam's step size, generator", between(0, 1), "N")
     final_rate: float = setting(1.0, "what both step sizes are multiplied by in the end", number_from(1e-6, 10), "P")
     beta_1: float = setting(0.5, "Adam's decay of the mean gradient", number_from(0, 1), "N")
     beta_2: tuple = setting(
-        (0.999, 0.999), "Adam's decay of the mean squared gradient, first,last", first_and_last(0, 1), "P"
-    )
+        (0.999, 0.999), "Adam's decay of the mean squared gradient, first,last", first_and_last(1), "P")
     epsilon: float = setting(1e-8, "Adam's guard against division by zero", between(0, 1), "N")
     schedule_images: int = setting(
-        2_000_000,
-        "real images seen until gamma, step sizes and beta_2 are at their last values",
-        whole_number(1),
-        "P",
-    )
+        2_000_000, "real images seen until gamma, step sizes and beta_2 are at their last values", whole_number(1), "P")
     ema_images: int = setting(
-        100_000, "images until a weight counts half in the generator's average; 0: no average", whole_number(0), "P"
-    )
+        100_000, "images until a weight counts half in the generator's average; 0: no average", whole_number(0), "P")
     real_label_range: tuple = setting(
-        (0.9, 1.0), "the label of real images is drawn from here", number_range(0, 1), "A"
-    )
+        (0.9, 1.0), "the label of real images is drawn from here", number_range(0, 1), "A")
     input_noise_range: tuple = setting(
-        (0.0, 0.1),
-        "the std of noise on real images is drawn from here; black is -1, white 1",
-        number_range(0, 1),
-        "A",
-    )
+        (0.0, 0.1), "the std of noise on real images is drawn from here; black is -1, white 1",
+        number_range(0, 1), "A")
     noise: str = setting(
-        "as_described",
-        "as_described: both are drawn at each step; as_run: once, as the article's code did",
-        one_of("as_described", "as_run"),
-        "A, N",
-    )
-    crop: str = setting(
-        "auto",
-        "article (inferred box of aligned CelebA), square, none; auto: article for CelebA, else square",
-        one_of("auto", "article", "square", "none"),
-        "P",
-    )
-    flip: bool = setting(True, "mirror half of the real images left to right", one_of(True, False), "N")
-    seed: int = setting(0, "start of every random number", whole_number(0), "P")
-    precision: str = setting(
-        "auto",
-        "arithmetic of the convolutions; losses and weights stay float32; auto: the fastest that the device has",
-        one_of("auto", "float32", "bfloat16", "float16"),
-        "P",
-    )
-    limit: int | None = setting(None, "use at most so many images; none: all (toy: 4,000)", optional_count, "P")
-    max_bad: float = setting(
-        0.01, "the run stops if more than this share of the images cannot be used", number_from(0, 1), "P"
-    )
-    save_minutes: float = setting(
-        5, "save at least so often, minutes; 0: after each step", number_from(0, 10_000), "P"
-    )
+        "as_described", "as_described: both are drawn at each step; as_run: once, as the article's code did",
+        one_of("as_described", "as_run"), "A, N")
 
     def __post_init__(self):
         super().__post_init__()
         if self.loss == "relativistic" and self.networks != "residual":
-            raise input_error(
-                "networks",
-                "residual with loss=relativistic: batch norm makes what is said of one "
-                "picture depend on the others",
-                self.networks,
-                "set networks=residual",
-            )
+            raise input_error("networks", "residual with loss=relativistic: batch norm makes what is said of one "
+                              "picture depend on the others", self.networks, "set networks=residual")
 
 # %% ../nbs/00_config.ipynb #ed907cfa
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Recipe):
+    "All that determines a training run; frozen."
+
+    data: str = setting(
+        "toy", "where the faces are: toy (drawn here), a folder, a .zip, a Kaggle dataset folder", any_text, "P")
+    out: str = setting("runs/article", "the folder that the run writes", any_text, "P")
+    crop: str = setting(
+        "auto", "article (inferred box of aligned CelebA), square, none; auto: article for CelebA, else square",
+        one_of("auto", "article", "square", "none"), "P")
+    flip: bool = setting(True, "mirror half of the real images left to right", one_of(True, False), "N")
+    limit: int | None = setting(
+        None, "use at most so many images; none: all (toy: 4,000)", optional_count, "P")
+    epochs: int = setting(
+        60, "passes over the images; what does not fill a batch is left out", whole_number(1), "A")
+    seed: int = setting(0, "start of every random number", whole_number(0), "P")
+    precision: str = setting(
+        "auto", "of the convolutions; losses and weights stay float32; auto: the fastest that the device has",
+        one_of("auto", "float32", "bfloat16", "float16"), "P")
+    max_bad: float = setting(
+        0.01, "the run stops if more than this share of the images cannot be used", number_from(0, 1), "P")
+    save_minutes: float = setting(
+        5, "save at least so often, minutes; 0: after each step", number_from(0, 10_000), "P")
+
+# %% ../nbs/00_config.ipynb #1654a60c
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
     "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=7,
@@ -289,7 +257,7 @@ PRESETS = {
                    beta_1=0.0, beta_2=(0.9, 0.99), input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0)),
 }
 
-# %% ../nbs/00_config.ipynb #c91bcd3b
+# %% ../nbs/00_config.ipynb #f2ab766c
 def parse_value(
     source: str,  # as typed after key=
 ):  # None, bool, int, float, a tuple of these, or the text itself
@@ -306,7 +274,7 @@ def parse_value(
             pass
     return source
 
-# %% ../nbs/00_config.ipynb #fbe0cf18
+# %% ../nbs/00_config.ipynb #be296c13
 def parse_settings(
     assignments: list[str],  # each "key=value"
 ) -> dict:  # setting -> value, ready for `RunConfig.preset`
@@ -322,7 +290,7 @@ def parse_settings(
         values[name] = value if fields[name].type is str else parse_value(value)
     return values
 
-# %% ../nbs/00_config.ipynb #b44417de
+# %% ../nbs/00_config.ipynb #2bcfbae2
 def write_file(
     path: Path,  # where it should be; its folder exists
     write,  # bytes, or a function that is given the open binary file
