@@ -67,7 +67,7 @@ def make_residual_generator(
     maps = residual_block(maps, num_blocks, "level1", dtype)
     for level, channels in enumerate(others, start=2):
         maps = layers.Conv2D(channels, 1, use_bias=False, name=f"up{level}_conv", **options)(maps)
-        maps = layers.UpSampling2D(2, name=f"up{level}", dtype=dtype)(maps)
+        maps = layers.UpSampling2D(2, interpolation="bilinear", name=f"up{level}", dtype=dtype)(maps)
         maps = residual_block(maps, num_blocks, f"level{level}", dtype)
     maps = layers.Conv2D(3, 3, padding="same", name="rgb_conv", **options)(maps)
     return keras.Model(latents, layers.Activation("linear", name="rgb", dtype="float32")(maps), name="generator")
