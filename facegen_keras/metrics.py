@@ -31,21 +31,22 @@ from .config import input_error
 from .faces import Faces, check_faces, load_faces, spread
 from .toyfaces import ATTRIBUTES, HIDDEN, ToyFaces
 
-# %% ../nbs/11_metrics.ipynb #b25fb39b
+# %% ../nbs/11_metrics.ipynb #252f2081
 CHANNELS = (16, 24, 32, 40)  # filters of each stage
 GRID = 2  # a stage's answers are averaged over GRID x GRID parts of the picture
-STAGE_SCALES = (0.313, 0.113, 0.074, 0.060, 0.057)  # how far features of colours and stages vary over drawn faces
+STAGE_SCALES = (0.320, 0.017, 0.021, 0.023, 0.026)  # how far features of colours and stages vary over drawn faces
 SIZES = (32, 64, 128, 256)
 
 
 def random_kernels(
     seed: int = 0,
 ) -> list[np.ndarray]:  # of each stage: (3, 3, inputs, outputs) float32
-    "Filters of whole numbers, divided so that a stage's answers vary about as much as its inputs."
+    "Filters of whole numbers, divided so that answers stay in proportion; those of the first stage sum to zero."
     rng, kernels = np.random.default_rng(seed), []
     for inputs, outputs in zip((3, *CHANNELS), CHANNELS):
         kernel = 9 * rng.integers(-64, 65, (3, 3, inputs, outputs))
-        kernel[..., ::2] -= kernel[..., ::2].sum((0, 1)) // 9
+        if not kernels:
+            kernel -= kernel.sum((0, 1)) // 9
         kernels.append(kernel.astype("float32") / np.float32(9 * 37.2 * np.sqrt(4.5 * inputs)))
     return kernels
 
@@ -55,8 +56,8 @@ def fingerprint(kernels: list[np.ndarray]) -> str:  # hexadecimal
     architecture = json.dumps(["3x3 same", "leaky ReLU 0.2", "mean 2x2", CHANNELS, GRID, STAGE_SCALES])
     return hashlib.sha256(architecture.encode() + b"".join(kernel.tobytes() for kernel in kernels)).hexdigest()
 
-# %% ../nbs/11_metrics.ipynb #db1e10a4
-FEATURES_SHA256 = "10ba81510f3cbb7c2cebef524759e31a631b88d030d2d14815bead78330e1270"
+# %% ../nbs/11_metrics.ipynb #8c38be54
+FEATURES_SHA256 = "bb449853e1b8d8e742bae72d7c074389d6e982bcde07bce9cf7f4a5f6aabfb40"
 
 
 class RandomFeatures:
@@ -90,7 +91,7 @@ class RandomFeatures:
         "Features of a batch."
         return np.asarray(ops.convert_to_numpy(self.network.predict_on_batch(images)))
 
-# %% ../nbs/11_metrics.ipynb #8c38be54
+# %% ../nbs/11_metrics.ipynb #ebe9dfa0
 def in_batches(
     function,  # of a (B, S, S, 3) uint8 batch
     pictures,  # a sequence of N pictures, (S, S, 3) uint8 each; an array or `Faces`
@@ -105,7 +106,7 @@ def in_batches(
         tick(len(batch))
     return np.concatenate(results)
 
-# %% ../nbs/11_metrics.ipynb #dbcc79b2
+# %% ../nbs/11_metrics.ipynb #e1b3bd1d
 def frechet_distance(
     one: np.ndarray,  # (N, D) features, any float dtype
     other: np.ndarray,  # (M, D) features
@@ -119,7 +120,7 @@ def frechet_distance(
     gap = one.mean(0) - other.mean(0)
     return max(0.0, float(gap @ gap + np.trace(first) + np.trace(second) - 2 * shared))
 
-# %% ../nbs/11_metrics.ipynb #4af7c824
+# %% ../nbs/11_metrics.ipynb #b9dd4f5e
 def kernel_distance(
     one: np.ndarray,  # (N, D) features
     other: np.ndarray,  # (M, D) features
@@ -142,7 +143,7 @@ def kernel_distance(
         values.append(within - 2 * kernel(x, y).mean(dtype=float))
     return float(np.mean(values)), float(np.std(values) / np.sqrt(num_subsets))
 
-# %% ../nbs/11_metrics.ipynb #a11a21f5
+# %% ../nbs/11_metrics.ipynb #4e2bb0cb
 def smooth(
     images: np.ndarray,  # (N, H, W, 3) float32
 ) -> np.ndarray:  # the same shape
@@ -170,7 +171,7 @@ def laplacian_pyramid(
         images = halved
     return [*levels, images]
 
-# %% ../nbs/11_metrics.ipynb #da5cc4e3
+# %% ../nbs/11_metrics.ipynb #ba0179ef
 PATCH = 7  # pixels
 NUM_PATCHES = 2**16  # of each scale, about: so many are sorted
 
@@ -204,7 +205,7 @@ def sliced_wasserstein(
     along = [np.sort(directions @ ((heap[:count] - mean) / (std + 1e-6)).reshape(count, -1).T) for heap in colours]
     return float(np.abs(along[0] - along[1]).mean())
 
-# %% ../nbs/11_metrics.ipynb #6dfa6340
+# %% ../nbs/11_metrics.ipynb #b8defee4
 def distance_blocks(
     one: np.ndarray,  # (N, D) float32
     other: np.ndarray,  # (M, D) float32
@@ -235,7 +236,7 @@ def neighbour_radii(
         radii.append(squares[:, k - 1].copy())
     return np.concatenate(radii)
 
-# %% ../nbs/11_metrics.ipynb #b8defee4
+# %% ../nbs/11_metrics.ipynb #9c17e84a
 def neighbourhoods(
     generated: np.ndarray,  # (N, D) float32 features
     real: np.ndarray,  # (M, D) float32 features
@@ -252,7 +253,7 @@ def neighbourhoods(
     return {"precision": float((inside > 0).mean()), "recall": float(recalled.mean()),
             "density": float(inside.mean() / k), "coverage": float((nearest <= real_radii).mean())}
 
-# %% ../nbs/11_metrics.ipynb #b7503022
+# %% ../nbs/11_metrics.ipynb #1b30c57d
 THUMBNAIL = 8  # pixels
 
 
@@ -292,7 +293,7 @@ def copying(
     return {"copy_ratio": float(np.median(generated) / max(np.median(held_out), 1e-6)),
             "copy_share": float((generated <= np.quantile(held_out, 0.01)).mean())}
 
-# %% ../nbs/11_metrics.ipynb #7a35854a
+# %% ../nbs/11_metrics.ipynb #905867b9
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al., from fine to coarse
 WINDOW = 11  # pixels
 
@@ -325,7 +326,7 @@ def multiscale_ssim(
         one, other = (ops.average_pool(images, 2, 2, data_format="channels_last") for images in (one, other))
     return ops.convert_to_numpy(ops.mean(result, axis=-1))
 
-# %% ../nbs/11_metrics.ipynb #905867b9
+# %% ../nbs/11_metrics.ipynb #5d579d78
 def pair_scores(
     images: np.ndarray,  # (N, S, S, 3) uint8
     num_pairs: int = 2000,
@@ -338,7 +339,7 @@ def pair_scores(
     return np.concatenate([multiscale_ssim(images[first[block]], images[second[block]])
                            for block in np.split(np.arange(num_pairs), range(250, num_pairs, 250))])
 
-# %% ../nbs/11_metrics.ipynb #2e5444ff
+# %% ../nbs/11_metrics.ipynb #d58a4f06
 KINDS = {name: (*kinds, HIDDEN) for name, kinds in ATTRIBUTES.items()}  # what can be seen of each attribute
 ENDS = np.cumsum([len(kinds) for kinds in KINDS.values()])  # of each attribute, in a row of all kinds
 READER_SEED = 4_000_000_000  # of the faces a reader learns from; the next one's for its examination
@@ -381,7 +382,7 @@ def reader_loss(
     return sum(keras.losses.sparse_categorical_crossentropy(labels[:, index], part, from_logits=True)
                for index, part in enumerate(parts))
 
-# %% ../nbs/11_metrics.ipynb #5593be91
+# %% ../nbs/11_metrics.ipynb #fff9de4f
 SURE = 0.8  # an answer of less probability does not count
 RIGHT = 0.9  # of the answers for a kind, or the kind is not judged
 UNSURE = -1
@@ -429,7 +430,7 @@ class ModeReader:
             answers.append(np.where(odds.max(1) >= SURE * odds.sum(1), part.argmax(1), UNSURE))
         return np.stack(answers, axis=1).astype("int8")
 
-# %% ../nbs/11_metrics.ipynb #c6f34f3f
+# %% ../nbs/11_metrics.ipynb #fc285e55
 COVERED = 0.25  # of the frequency among real faces
 LEAST_EXPECTED = 20  # pictures; rarer modes are not judged
 
@@ -463,7 +464,7 @@ def mode_coverage(
              "frequency_gap": float(np.mean(gaps))},
             [labels[index] for index in np.flatnonzero(np.diag(alone & ~covered))])
 
-# %% ../nbs/11_metrics.ipynb #c3abb3bd
+# %% ../nbs/11_metrics.ipynb #348fddca
 class Digest(NamedTuple):
     "What is kept of a set of N pictures."
 
@@ -502,7 +503,7 @@ def digest(
     answers = in_batches(reader, images) if reader else None
     return Digest(both[:, :-3 * THUMBNAIL**2], both[:, -3 * THUMBNAIL**2:], pair_scores(images), patches, answers)
 
-# %% ../nbs/11_metrics.ipynb #348fddca
+# %% ../nbs/11_metrics.ipynb #b6fa4e32
 def compare(
     judged: Digest,
     reference: Digest,  # real
@@ -519,7 +520,7 @@ def compare(
         scores |= mode_coverage(judged.answers, reference.answers, reader.judged)[0]
     return scores
 
-# %% ../nbs/11_metrics.ipynb #d72e8249
+# %% ../nbs/11_metrics.ipynb #27465bf9
 BETTER = {"frechet": "lower", "kernel": "lower", "swd": "lower", "precision": "higher", "recall": "higher",
           "density": "higher", "coverage": "higher", "pair_similarity": "as real ones", "kinds_covered": "higher",
           "pairs_covered": "higher", "frequency_gap": "lower", "copy_ratio": "1", "copy_share": "0.01"}
@@ -549,7 +550,7 @@ def take(
     "Some of the pictures, as one array."
     return np.stack([pictures[index] for index in indices])
 
-# %% ../nbs/11_metrics.ipynb #27465bf9
+# %% ../nbs/11_metrics.ipynb #77525350
 def evaluate(
     generated,  # one set of pictures a seed, (N, S, S, 3) uint8; an iterable may make them one by one
     train,  # a sequence of (S, S, 3) uint8: what the generator was trained on, an array or `Faces`
@@ -598,7 +599,7 @@ def evaluate(
             "counts": {"generated": count, "train": len(train_indices), "held_out": len(fresh_indices)},
             "stand_in": not len(held_out), **circumstances(network, reader)}
 
-# %% ../nbs/11_metrics.ipynb #77525350
+# %% ../nbs/11_metrics.ipynb #c764a3bf
 def summary(
     name: str,  # of a metric
     values: list[float],  # of each seed
@@ -640,7 +641,7 @@ def metrics_table(
         lines.append(f"{name:16} {metric['mean']:>9.4g}{spread_:9}  {floors}  {metric['better']}")
     return "\n".join(lines)
 
-# %% ../nbs/11_metrics.ipynb #1b15a5fe
+# %% ../nbs/11_metrics.ipynb #f7d3c2fd
 def real_faces(
     run: Run,
     data: str,  # where the run's pictures are now, or "toy"
@@ -663,7 +664,7 @@ def real_faces(
     held_out.leave_out(bad.union(names))
     return train, held_out
 
-# %% ../nbs/11_metrics.ipynb #a17dcb10
+# %% ../nbs/11_metrics.ipynb #138d31af
 def fid_tool():
     "The module that computes FID; `InputError` if none is installed."
     for name in ("cleanfid.fid", "torch_fidelity"):
