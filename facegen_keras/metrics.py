@@ -12,7 +12,7 @@ __all__ = ['CHANNELS', 'GRID', 'STAGE_SCALES', 'SIZES', 'FEATURES_SHA256', 'PATC
            'shares', 'mode_coverage', 'Digest', 'digest', 'compare', 'choose', 'take', 'evaluate', 'summary',
            'circumstances', 'metrics_table', 'real_faces', 'fid_tool', 'inception_fid']
 
-# %% ../nbs/11_metrics.ipynb #7eff9008
+# %% ../nbs/11_metrics.ipynb #f41f4643
 import hashlib
 import importlib
 import json
@@ -31,7 +31,7 @@ from .config import input_error
 from .faces import Faces, check_faces, load_faces, spread
 from .toyfaces import ATTRIBUTES, HIDDEN, ToyFaces
 
-# %% ../nbs/11_metrics.ipynb #252f2081
+# %% ../nbs/11_metrics.ipynb #8c38be54
 CHANNELS = (16, 24, 32, 40)  # filters of each stage
 GRID = 2  # a stage's answers are averaged over GRID x GRID parts of the picture
 STAGE_SCALES = (0.320, 0.017, 0.021, 0.023, 0.026)  # how far features of colours and stages vary over drawn faces
@@ -56,7 +56,7 @@ def fingerprint(kernels: list[np.ndarray]) -> str:  # hexadecimal
     architecture = json.dumps(["3x3 same", "leaky ReLU 0.2", "mean 2x2", CHANNELS, GRID, STAGE_SCALES])
     return hashlib.sha256(architecture.encode() + b"".join(kernel.tobytes() for kernel in kernels)).hexdigest()
 
-# %% ../nbs/11_metrics.ipynb #8c38be54
+# %% ../nbs/11_metrics.ipynb #edcb9ec0
 FEATURES_SHA256 = "bb449853e1b8d8e742bae72d7c074389d6e982bcde07bce9cf7f4a5f6aabfb40"
 
 
@@ -74,24 +74,24 @@ class RandomFeatures:
         if self.sha256 != FEATURES_SHA256:
             raise input_error("RandomFeatures", f"weights of hash {FEATURES_SHA256[:8]}", self.sha256[:8],
                               "use a NumPy that draws the same numbers: these figures could not be compared")
-        keras_layers, kinds = keras.layers, dict(dtype="float32")
+        layers, exact = keras.layers, dict(dtype="float32")
         pictures = keras.Input((image_size, image_size, 3), dtype="uint8")
-        stage = keras_layers.Rescaling(1 / 127.5, -1, **kinds)(pictures)
-        stages = [keras_layers.AveragePooling2D(image_size // 4, **kinds)(stage)]
+        stage = layers.Rescaling(1 / 127.5, -1, **exact)(pictures)
+        stages = [layers.AveragePooling2D(image_size // 4, **exact)(stage)]
         for kernel in kernels:
-            layer = keras_layers.Conv2D(kernel.shape[-1], 3, padding="same", use_bias=False, **kinds)
-            stage = keras_layers.LeakyReLU(0.2, **kinds)(layer(stage))
+            layer = layers.Conv2D(kernel.shape[-1], 3, padding="same", use_bias=False, **exact)
+            stage = layers.LeakyReLU(0.2, **exact)(layer(stage))
             layer.set_weights([kernel])
-            stages.append(keras_layers.AveragePooling2D(stage.shape[1] // GRID, **kinds)(stage))
-            stage = keras_layers.AveragePooling2D(2, **kinds)(stage)
-        features = [keras_layers.Flatten(**kinds)(stage) / scale for stage, scale in zip(stages, STAGE_SCALES)]
-        self.network = keras.Model(pictures, keras_layers.Concatenate(**kinds)(features))
+            stages.append(layers.AveragePooling2D(stage.shape[1] // GRID, **exact)(stage))
+            stage = layers.AveragePooling2D(2, **exact)(stage)
+        features = [layers.Flatten(**exact)(stage) / scale for stage, scale in zip(stages, STAGE_SCALES)]
+        self.network = keras.Model(pictures, layers.Concatenate(**exact)(features))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         "Features of a batch."
         return np.asarray(ops.convert_to_numpy(self.network.predict_on_batch(images)))
 
-# %% ../nbs/11_metrics.ipynb #ebe9dfa0
+# %% ../nbs/11_metrics.ipynb #dbcc79b2
 def in_batches(
     function,  # of a (B, S, S, 3) uint8 batch
     pictures,  # a sequence of N pictures, (S, S, 3) uint8 each; an array or `Faces`
@@ -106,7 +106,7 @@ def in_batches(
         tick(len(batch))
     return np.concatenate(results)
 
-# %% ../nbs/11_metrics.ipynb #e1b3bd1d
+# %% ../nbs/11_metrics.ipynb #7e83e365
 def frechet_distance(
     one: np.ndarray,  # (N, D) features, any float dtype
     other: np.ndarray,  # (M, D) features
@@ -120,7 +120,7 @@ def frechet_distance(
     gap = one.mean(0) - other.mean(0)
     return max(0.0, float(gap @ gap + np.trace(first) + np.trace(second) - 2 * shared))
 
-# %% ../nbs/11_metrics.ipynb #b9dd4f5e
+# %% ../nbs/11_metrics.ipynb #4e2bb0cb
 def kernel_distance(
     one: np.ndarray,  # (N, D) features
     other: np.ndarray,  # (M, D) features
@@ -143,7 +143,7 @@ def kernel_distance(
         values.append(within - 2 * kernel(x, y).mean(dtype=float))
     return float(np.mean(values)), float(np.std(values) / np.sqrt(num_subsets))
 
-# %% ../nbs/11_metrics.ipynb #4e2bb0cb
+# %% ../nbs/11_metrics.ipynb #5e7ee98b
 def smooth(
     images: np.ndarray,  # (N, H, W, 3) float32
 ) -> np.ndarray:  # the same shape
@@ -171,7 +171,7 @@ def laplacian_pyramid(
         images = halved
     return [*levels, images]
 
-# %% ../nbs/11_metrics.ipynb #ba0179ef
+# %% ../nbs/11_metrics.ipynb #b8defee4
 PATCH = 7  # pixels
 NUM_PATCHES = 2**16  # of each scale, about: so many are sorted
 MOST_PATCHES = 32  # of a picture and scale: more would overlap
@@ -206,7 +206,7 @@ def sliced_wasserstein(
     along = [np.sort(directions @ ((heap[:count] - mean) / (std + 1e-6)).reshape(count, -1).T) for heap in colours]
     return float(np.abs(along[0] - along[1]).mean())
 
-# %% ../nbs/11_metrics.ipynb #b8defee4
+# %% ../nbs/11_metrics.ipynb #1b30c57d
 def distance_blocks(
     one: np.ndarray,  # (N, D) float32
     other: np.ndarray,  # (M, D) float32
@@ -237,7 +237,7 @@ def neighbour_radii(
         radii.append(squares[:, k - 1].copy())
     return np.concatenate(radii)
 
-# %% ../nbs/11_metrics.ipynb #9c17e84a
+# %% ../nbs/11_metrics.ipynb #23e6612e
 def neighbourhoods(
     generated: np.ndarray,  # (N, D) float32 features
     real: np.ndarray,  # (M, D) float32 features
@@ -254,7 +254,7 @@ def neighbourhoods(
     return {"precision": float((inside > 0).mean()), "recall": float(recalled.mean()),
             "density": float(inside.mean() / k), "coverage": float((nearest <= real_radii).mean())}
 
-# %% ../nbs/11_metrics.ipynb #1b30c57d
+# %% ../nbs/11_metrics.ipynb #889b45be
 THUMBNAIL = 8  # pixels
 
 
@@ -294,7 +294,7 @@ def copying(
     return {"copy_ratio": float(np.median(generated) / max(np.median(held_out), 1e-6)),
             "copy_share": float((generated <= np.quantile(held_out, 0.01)).mean())}
 
-# %% ../nbs/11_metrics.ipynb #905867b9
+# %% ../nbs/11_metrics.ipynb #c2856341
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al., from fine to coarse
 WINDOW = 11  # pixels
 
@@ -327,7 +327,7 @@ def multiscale_ssim(
         one, other = (ops.average_pool(images, 2, 2, data_format="channels_last") for images in (one, other))
     return ops.convert_to_numpy(ops.mean(result, axis=-1))
 
-# %% ../nbs/11_metrics.ipynb #5d579d78
+# %% ../nbs/11_metrics.ipynb #d550677b
 def pair_scores(
     images: np.ndarray,  # (N, S, S, 3) uint8
     num_pairs: int = 2000,
@@ -340,7 +340,7 @@ def pair_scores(
     return np.concatenate([multiscale_ssim(images[first[block]], images[second[block]])
                            for block in np.split(np.arange(num_pairs), range(250, num_pairs, 250))])
 
-# %% ../nbs/11_metrics.ipynb #d58a4f06
+# %% ../nbs/11_metrics.ipynb #6e36e73c
 KINDS = {name: (*kinds, HIDDEN) for name, kinds in ATTRIBUTES.items()}  # what can be seen of each attribute
 ENDS = np.cumsum([len(kinds) for kinds in KINDS.values()])  # of each attribute, in a row of all kinds
 READER_SEED = 4_000_000_000  # of the faces a reader learns from; the next one's for its examination
@@ -383,7 +383,7 @@ def reader_loss(
     return sum(keras.losses.sparse_categorical_crossentropy(labels[:, index], part, from_logits=True)
                for index, part in enumerate(parts))
 
-# %% ../nbs/11_metrics.ipynb #fff9de4f
+# %% ../nbs/11_metrics.ipynb #348fddca
 SURE = 0.8  # an answer of less probability does not count
 RIGHT = 0.9  # of the answers for a kind, or the kind is not judged
 UNSURE = -1
@@ -431,14 +431,14 @@ class ModeReader:
             answers.append(np.where(odds.max(1) >= SURE * odds.sum(1), part.argmax(1), UNSURE))
         return np.stack(answers, axis=1).astype("int8")
 
-# %% ../nbs/11_metrics.ipynb #fc285e55
+# %% ../nbs/11_metrics.ipynb #86f02d9a
 COVERED = 0.25  # of the frequency among real faces
 LEAST_EXPECTED = 20  # pictures; rarer modes are not judged
 
 
 def shares(
     answers: np.ndarray,  # (N, 11) int8 of a reader
-) -> np.ndarray:  # (62, 62) float64: how often two kinds occur together; each kind alone on the diagonal
+) -> np.ndarray:  # (61, 61) float64: how often two kinds occur together; each kind alone on the diagonal
     "Frequencies of kinds and of pairs of kinds; an unsure answer is no kind."
     starts = ENDS - [len(kinds) for kinds in KINDS.values()]
     seen = np.zeros((len(answers), ENDS[-1]), "float32")
@@ -465,7 +465,7 @@ def mode_coverage(
              "frequency_gap": float(np.mean(gaps))},
             [labels[index] for index in np.flatnonzero(np.diag(alone & ~covered))])
 
-# %% ../nbs/11_metrics.ipynb #b6fa4e32
+# %% ../nbs/11_metrics.ipynb #fe12da04
 class Digest(NamedTuple):
     "What is kept of a set of N pictures."
 
@@ -504,7 +504,7 @@ def digest(
     answers = in_batches(reader, images) if reader else None
     return Digest(both[:, :-3 * THUMBNAIL**2], both[:, -3 * THUMBNAIL**2:], pair_scores(images), patches, answers)
 
-# %% ../nbs/11_metrics.ipynb #7bc4aa05
+# %% ../nbs/11_metrics.ipynb #1b15a5fe
 def compare(
     judged: Digest,
     reference: Digest,  # real
@@ -521,7 +521,7 @@ def compare(
         scores |= mode_coverage(judged.answers, reference.answers, reader.judged)[0]
     return scores
 
-# %% ../nbs/11_metrics.ipynb #77525350
+# %% ../nbs/11_metrics.ipynb #597e8c4f
 BETTER = {"frechet": "lower", "kernel": "lower", "swd": "lower", "precision": "higher", "recall": "higher",
           "density": "higher", "coverage": "higher", "pair_similarity": "as real ones", "kinds_covered": "higher",
           "pairs_covered": "higher", "frequency_gap": "lower", "copy_ratio": "1", "copy_share": "0.01"}
@@ -551,7 +551,7 @@ def take(
     "Some of the pictures, as one array."
     return np.stack([pictures[index] for index in indices])
 
-# %% ../nbs/11_metrics.ipynb #c764a3bf
+# %% ../nbs/11_metrics.ipynb #f3413ec9
 def evaluate(
     generated,  # one set of pictures a seed, (N, S, S, 3) uint8; an iterable may make them one by one
     train,  # a sequence of (S, S, 3) uint8: what the generator was trained on, an array or `Faces`
@@ -600,7 +600,7 @@ def evaluate(
             "counts": {"generated": count, "train": len(train_indices), "held_out": len(fresh_indices)},
             "stand_in": not len(held_out), **circumstances(network, reader)}
 
-# %% ../nbs/11_metrics.ipynb #fe12da04
+# %% ../nbs/11_metrics.ipynb #ac33df0c
 def summary(
     name: str,  # of a metric
     values: list[float],  # of each seed
@@ -645,7 +645,7 @@ def metrics_table(
         lines.append("kinds that no seed covers: " + ", ".join(missing))
     return "\n".join(lines)
 
-# %% ../nbs/11_metrics.ipynb #a17dcb10
+# %% ../nbs/11_metrics.ipynb #fb53dfc7
 def real_faces(
     run: Run,
     data: str,  # where the run's pictures are now, or "toy"
@@ -668,7 +668,7 @@ def real_faces(
     held_out.leave_out(bad.union(names))
     return train, held_out
 
-# %% ../nbs/11_metrics.ipynb #0c2a63a5
+# %% ../nbs/11_metrics.ipynb #fcd13aab
 def fid_tool():
     "The module that computes FID; `InputError` if none is installed."
     for name in ("cleanfid.fid", "torch_fidelity"):
