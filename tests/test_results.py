@@ -42,12 +42,12 @@ def test_a_record_of_two_small_arms(tmp_path, monkeypatch):
 
 
 def test_the_arms_of_the_race_do_equal_work():
-    """Where the epochs end, within two per cent; and the first third is no more than a third."""
+    """Where the epochs end, within four per cent; and the first third is no more than a third."""
     def tflop(arm, epochs):
         settings = {name: value for name, value in arm.items() if name not in ("preset", "epochs", "seeds")}
         config = RunConfig.preset(arm["preset"], **settings | SMALL, precision="float32")
         return epochs * SMALL["limit"] * step_gflop(FaceGAN.from_run_config(config)) / 1000
 
     ends = [tflop(arm, arm["epochs"][-1]) for arm in ARMS.values()]
-    np.testing.assert_allclose(ends, ends[0], rtol=0.02)
+    np.testing.assert_allclose(ends, ends[0], rtol=0.04)
     assert tflop(ARMS["modern"], ARMS["modern"]["epochs"][0]) <= ends[0] / 3
