@@ -54,6 +54,7 @@ def write_state(
     state: dict[str, np.ndarray],  # from `read_state`
 ) -> None:
     "Puts a state into a model; refuses one that belongs to another."
+    state = {f"ema_{name}": array for name, array in state.items() if name.startswith("generator/")} | state
     variables = {name: variable for name, variable in state_variables(gan).items()
                  if name in state or not name.startswith("loss_scale/")}
     state = {name: array for name, array in state.items() if name in variables or not name.startswith("loss_scale/")}

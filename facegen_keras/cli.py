@@ -228,12 +228,14 @@ def evaluate(run, data, count, seeds, fid, out):
             progress,
         )
     click.echo(metrics.metrics_table(record))
-    if fid:
-        real = metrics.take(train, metrics.choose(count, len(train), len(held_out))[0])
-        record["fid"] = metrics.inception_fid(gan.generate(used, 0), real)
-        click.echo(f"FID of seed 0: {record['fid']:.2f}")
     if out:
         write_file(out, (json.dumps(record, indent=2) + "\n").encode())
+    if fid:
+        real = metrics.take(train, metrics.choose(used, len(train), len(held_out))[0])
+        record["fid"] = metrics.inception_fid(gan.generate(used, 0), real)
+        click.echo(f"FID of seed 0: {record['fid']:.2f}")
+        if out:
+            write_file(out, (json.dumps(record, indent=2) + "\n").encode())
 
 # %% ../nbs/10_cli.ipynb #dd212e3c
 def one_line(text: str) -> str:  # such as can be printed anywhere

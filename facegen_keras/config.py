@@ -221,6 +221,8 @@ class Recipe(Settings):
         if self.loss == "relativistic" and self.networks != "residual":
             raise input_error("networks", "residual with loss=relativistic: batch norm makes what is said of one "
                               "picture depend on the others", self.networks, "set networks=residual")
+        if self.loss == "noisy_labels" and self.gamma != (0, 0):
+            raise input_error("gamma", "0,0 with loss=noisy_labels, which has no penalty", self.gamma, "set gamma=0,0")
 
 # %% ../nbs/00_config.ipynb #ed907cfa
 @dataclasses.dataclass(frozen=True)

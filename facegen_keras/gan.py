@@ -121,7 +121,7 @@ def make_adam(
     "Adam with the config's decays and epsilon (Keras' own: 0.9 and 1e-7); with a factor for the loss in float16."
     adam = AnnealedAdam(schedule(learning_rate, learning_rate * config.final_rate, config), config.beta_1,
                         epsilon=config.epsilon, beta_2_schedule=schedule(*config.beta_2, config))
-    if choose_precision(config.precision) == "float16":
+    if any(layer.compute_dtype == "float16" for layer in network.layers):
         adam = keras.optimizers.LossScaleOptimizer(adam)
     adam.build(network.trainable_variables)
     return adam

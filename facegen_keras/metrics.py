@@ -127,7 +127,7 @@ def kernel_distance(
     num_subsets: int = 50,
     subset_size: int = 1000,  # at most; never more than half of the smaller set
     seed: int = 0,  # which subsets
-) -> tuple[float, float]:  # the distance; its standard error
+) -> tuple[float, float]:  # the distance; the scatter of the subsets over the root of their number
     "Unbiased cubic MMD: the mean over random subsets."
     size = min(subset_size, len(one) // 2, len(other) // 2)
     middle, rng, values = other.mean(0), np.random.default_rng(seed), []
@@ -210,10 +210,10 @@ def sliced_wasserstein(
 def distance_blocks(
     one: np.ndarray,  # (N, D) float32
     other: np.ndarray,  # (M, D) float32
-    rows: int = 1000,  # at once: memory is 4 bytes x rows x M
+    most: int = 10**7,  # distances at once, of 4 bytes
 ):  # yields a slice of rows, and (rows, M) float32: their squared distances from all of `other`
     "Squared distances, a block of rows at a time."
-    middle = other.mean(0)
+    middle, rows = other.mean(0), max(1, most // len(other))
     one, other = one - middle, other - middle
     lengths = [np.square(points).sum(1) for points in (one, other)]
     for start in range(0, len(one), rows):
@@ -525,7 +525,7 @@ def compare(
 BETTER = {"frechet": "lower", "kernel": "lower", "swd": "lower", "precision": "higher", "recall": "higher",
           "density": "higher", "coverage": "higher", "pair_similarity": "as real ones", "kinds_covered": "higher",
           "pairs_covered": "higher", "frequency_gap": "lower", "copy_ratio": "1", "copy_share": "0.01"}
-FEWEST = 50  # pictures of each kind, or nothing can be said
+FEWEST = 100  # pictures of each kind, or nothing can be said
 
 
 def choose(
@@ -594,6 +594,7 @@ def evaluate(
             scores[-1] |= copying(nearest_distances(seen.thumbnails, train_small), nearest)
         if reader:
             missing.append(mode_coverage(seen.answers, reference.answers, reader.judged)[1])
+        images = None  # before the next ones are made
         images = next(sets, None)
     return {"metrics": {name: summary(name, [each[name] for each in scores], floors) for name in scores[0]},
             "missing_kinds": missing, "seeds": list(seeds),
@@ -655,14 +656,25 @@ def real_faces(
     "The real faces to measure a run against; `InputError` if they are not those it was trained on."
     config = run.config
     if data == config.data == "toy":
-        return tuple(load_faces("toy", config.image_size, limit=limit, seed=seed)
-                     for limit, seed in ((config.limit, config.seed), (count, (config.seed + 1) % 2**32)))
-    names = run.read("images.json.gz", list) or []
+        return tuple(
+            load_faces("toy", config.image_size, limit=limit, seed=seed)
+            for limit, seed in ((config.limit, config.seed), (count, (config.seed + 1) % 2**32))
+        )
+    names = run.read("images.json.gz", list)
+    if not names:
+        raise input_error(
+            "run", "its list of pictures, images.json.gz, whole", f"none in {run.directory}", "fetch it again"
+        )
     train, held_out = (load_faces(data, config.image_size, config.crop) for _ in range(2))
     there = set(map(train.name, range(len(train))))
-    if not there.intersection(names):
-        raise input_error("--data", f"the pictures that {run.directory} was trained on", f"none of them in {data}",
-                          "give the data that it was trained on")
+    missing = len(set(names) - there)
+    if missing > config.max_bad * len(names):
+        raise input_error(
+            "--data",
+            f"the pictures that {run.directory} was trained on",
+            f"{data} without {missing:,} of {len(names):,}",
+            "give the data that it was trained on",
+        )
     bad = set(check_faces(train, progress))
     train.leave_out(there.difference(names) | bad)
     held_out.leave_out(bad.union(names))
@@ -689,7 +701,7 @@ def inception_fid(
     real: np.ndarray,  # (M, S, S, 3) uint8
 ) -> float:
     "FID in the features of Inception, computed by another package from PNG files."
-    tool = fid_tool()
+    tool, on_gpu = fid_tool(), importlib.import_module("torch").cuda.is_available()
     with tempfile.TemporaryDirectory() as place:
         folders = [Path(place, name) for name in ("generated", "real")]
         for folder, images in zip(folders, (generated, real)):
@@ -698,8 +710,14 @@ def inception_fid(
                 Image.fromarray(image).save(folder / f"{index:06d}.png")
         try:
             if hasattr(tool, "compute_fid"):
-                return float(tool.compute_fid(*map(str, folders), num_workers=0, verbose=False))
-            found = tool.calculate_metrics(input1=str(folders[0]), input2=str(folders[1]), fid=True, verbose=False)
+                return float(
+                    tool.compute_fid(
+                        *map(str, folders), device="cuda" if on_gpu else "cpu", num_workers=0, verbose=False
+                    )
+                )
+            found = tool.calculate_metrics(
+                input1=str(folders[0]), input2=str(folders[1]), fid=True, cuda=on_gpu, verbose=False
+            )
             return float(found["frechet_inception_distance"])
         except Exception as error:  # whatever the download of the weights met
             raise input_error(

@@ -6,13 +6,16 @@
 __all__ = ['SMALL', 'SHORT', 'ARMS', 'SHORTENED', 'faces_after', 'unaveraged_faces', 'measure_arms', 'short_runs']
 
 # %% ../nbs/40_results.ipynb #a7dd994b
+import contextlib
+import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from .benchmark import about, step_gflop
-from .checkpoint import Run
-from .config import RunConfig
+from .checkpoint import Run, refuse_another_run
+from .config import RunConfig, TrainingDiverged, input_error, write_file
 from .gan import FaceGAN, generate_faces
 from .metrics import ModeReader, evaluate, real_faces
 from .training import train
@@ -29,8 +32,8 @@ ARMS = {  # name -> preset, changed settings, the epochs after which faces are g
     "modern without penalty": SHORT | dict(gamma=(0.0, 0.0), epochs=(3,), seeds=(0,)),
     "modern without schedules": SHORT | dict(gamma=(0.5, 0.5), final_rate=1.0, beta_2=(0.9, 0.9), epochs=(3,),
                                              seeds=(0,)),
-    "modern without pairs": SHORT | dict(loss="noisy_labels", real_label_range=(0.9, 1.0), schedule_images=36_000,
-                                         epochs=(4,), seeds=(0,)),
+    "modern without pairs and penalty": SHORT | dict(loss="noisy_labels", gamma=(0.0, 0.0), real_label_range=(0.9, 1.0),
+                                                     schedule_images=36_000, epochs=(4,), seeds=(0,)),
 }
 
 # %% ../nbs/40_results.ipynb #335b073c
@@ -39,10 +42,17 @@ def faces_after(
     count: int,  # how many faces
 ) -> np.ndarray:  # (count, S, S, 3) uint8
     "Trains a run up to its epochs, unless that was done before, and generates faces."
-    kept = Path(f"{config.out}_e{config.epochs}.npy")
+    run, kept = Run(config.out), Path(f"{config.out}_e{config.epochs}.npy")
+    if run.exists():
+        refuse_another_run(dataclasses.replace(run.config, epochs=config.epochs), config)
     if not kept.exists():
-        train(config, report=lambda line: None)
-        np.save(kept, FaceGAN.load(config.out).generate(count, config.seed))
+        with contextlib.suppress(TrainingDiverged):  # its last good state is then what is judged
+            train(config, report=lambda line: None)
+        if run.status["state"] == "paused":
+            raise input_error(
+                "run", "one that is trained to its end", f"{config.out}, paused", "measure again to go on"
+            )
+        write_file(kept, partial(np.save, arr=FaceGAN.load(config.out).generate(count, config.seed)))
     return np.load(kept, mmap_mode="r")[:count]
 
 
@@ -61,17 +71,34 @@ def measure_arms(
     small: dict = SMALL,  # settings of all arms
 ) -> dict:  # can be written as JSON: about, floors, rows
     "Trains, generates and measures; what is there already is not made again."
+    if data == "toy" and len(seeds) > 1:
+        raise input_error("seeds", "one with drawn faces, which depend on it", seeds, "give one")
     rows, sets = [], []
     for name, arm in arms.items():
         settings = {key: value for key, value in arm.items() if key not in ("preset", "epochs", "seeds")} | small
         for seed in arm.get("seeds", seeds):
             for epochs in arm["epochs"]:
-                config = RunConfig.preset(arm["preset"], **settings, data=data, seed=seed, epochs=epochs,
-                                          out=f"{out}/{name.replace(' ', '_')}_{seed}")
+                config = RunConfig.preset(
+                    arm["preset"],
+                    **settings,
+                    data=data,
+                    seed=seed,
+                    epochs=epochs,
+                    out=f"{out}/{name.replace(' ', '_')}_{seed}",
+                )
                 sets.append(faces_after(config, count))
                 steps = epochs * (config.limit // config.batch_size)
                 tflop = steps * config.batch_size * step_gflop(FaceGAN.from_run_config(config)) / 1_000
-                rows.append(dict(arm=name, seed=seed, epochs=epochs, steps=steps, tflop=round(tflop, 2)))
+                rows.append(
+                    dict(
+                        arm=name,
+                        seed=seed,
+                        epochs=epochs,
+                        steps=steps,
+                        tflop=round(tflop, 2),
+                        state=Run(config.out).status["state"],
+                    )
+                )
             rows.append(rows[-1] | dict(arm=f"{name} without average"))
             sets.append(unaveraged_faces(config, count))
     real, held_out = real_faces(Run(config.out), data, count)
@@ -80,9 +107,12 @@ def measure_arms(
     for name, metric in found["metrics"].items():
         for row, value in zip(rows, metric["values"], strict=True):
             row[name] = round(value, 5)
-    return {"about": about(count=count, features_sha256=found["features_sha256"]),
-            "floors": {name: metric["floors"] for name, metric in found["metrics"].items()},
-            "better": {name: metric["better"] for name, metric in found["metrics"].items()}, "rows": rows}
+    return {
+        "about": about(count=count, features_sha256=found["features_sha256"]),
+        "floors": {name: metric["floors"] for name, metric in found["metrics"].items()},
+        "better": {name: metric["better"] for name, metric in found["metrics"].items()},
+        "rows": rows,
+    }
 
 # %% ../nbs/40_results.ipynb #ad21b3e2
 SHORTENED = dict(image_size=32, limit=3_200, epochs=4)
@@ -98,8 +128,10 @@ def short_runs(
     rows = []
     for name, arm in arms.items():
         for seed in seeds:
-            run = train(RunConfig.preset(**arm | SHORTENED, data=data, seed=seed, out=f"{out}/{name}_{seed}"),
-                        report=lambda line: None)
+            run = Run(f"{out}/{name}_{seed}")
+            with contextlib.suppress(TrainingDiverged):  # its status says so
+                train(RunConfig.preset(**arm | SHORTENED, data=data, seed=seed, out=run.directory),
+                      report=lambda line: None)
             rows.append(dict(arm=name, seed=seed, state=run.status["state"], recoveries=len(run.records("recovery")),
                              variety=[line["variety"] for line in run.records("samples")]))
     return rows

@@ -49,8 +49,10 @@ class Record(keras.callbacks.Callback):
 assert len(keras.distribution.list_devices()) == NUM_DEVICES
 with backend.over_devices(CONFIG.batch_size):
     gan = RecordingGAN.from_run_config(CONFIG)
+    start = [keras.ops.convert_to_numpy(variable) for variable in gan.ema_generator.variables]
     faces = load_faces("toy", 32, limit=NUM_STEPS * CONFIG.batch_size)
     gan.fit(backend.as_data(faces.batches(CONFIG.batch_size)), steps_per_epoch=NUM_STEPS, shuffle=False, verbose=0, callbacks=[record := Record()])
 weights = [keras.ops.convert_to_numpy(variable).ravel() for variable in gan.variables]
 moments = [keras.ops.convert_to_numpy(variable).ravel() for variable in gan.optimizer.variables if "momentum" in variable.path]
-np.savez(OUT, moments=np.concatenate(moments), rows=np.array(rows), logs=np.array(record.logs), latents=np.array(seen), weights=np.concatenate(weights))
+moved = [keras.ops.convert_to_numpy(variable) - old for variable, old in zip(gan.ema_generator.variables, start)]
+np.savez(OUT, moved=np.concatenate([array.ravel() for array in moved]), moments=np.concatenate(moments), rows=np.array(rows), logs=np.array(record.logs), latents=np.array(seen), weights=np.concatenate(weights))

@@ -104,6 +104,8 @@ def test_two_devices_are_one(tmp_path, backend, precision, atol, preset):
     np.testing.assert_allclose(one["weights"], two["weights"], atol=1e-2)
     if precision == "float32":  # Adam would hide a gradient of twice the size
         np.testing.assert_allclose(np.abs(one["moments"]).sum(), np.abs(two["moments"]).sum(), rtol=0.01)
+        assert np.abs(one["moved"]).sum() > 0.1, "the average has gone somewhere"
+        np.testing.assert_allclose(np.abs(one["moved"]).sum(), np.abs(two["moved"]).sum(), rtol=0.02)
     assert two["rows"].tolist() == [4, 4] and one["rows"].tolist() == [8], "rows of the batch on each device"
     if backend == "tensorflow":  # the replicas ran in any order
         for whole, *parts in zip(one["latents"], two["latents"][::2], two["latents"][1::2]):

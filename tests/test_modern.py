@@ -47,7 +47,8 @@ def test_the_half_life_is_what_the_setting_says():
 
 def test_without_an_average_both_generators_are_one():
     gan = FaceGAN.from_run_config(RunConfig.preset("modern", **SMALL, ema_images=0))
-    gan.step(images())
+    for step in range(20):
+        gan.step(images(step))
     for raw, average in zip(weights(gan.generator), weights(gan.ema_generator)):
         np.testing.assert_allclose(raw, average, atol=1e-7)
 
@@ -131,7 +132,10 @@ def test_beta_2_reaches_adam():
 
 
 def test_in_float16_the_slopes_are_still_taken_in_float32():
-    generator, discriminator = make_networks(RunConfig.preset("modern", **SMALL | {"precision": "float16"}))
+    config = RunConfig.preset("modern", **SMALL | {"precision": "float16"})
+    generator, discriminator = make_networks(config)
+    gan = FaceGAN.from_run_config(config)
+    assert hasattr(gan.g_optimizer, "dynamic_scale") and not hasattr(gan.d_optimizer, "dynamic_scale")
     assert discriminator.get_layer("level1_conv1").dtype_policy.name == "float32"
     assert generator.get_layer("level1_conv1").dtype_policy.name == DTYPES["float16"]
 
@@ -139,6 +143,8 @@ def test_in_float16_the_slopes_are_still_taken_in_float32():
 def test_batch_norm_and_pairs_do_not_go_together():
     with pytest.raises(InputError, match="networks: expected residual with loss=relativistic"):
         RunConfig.preset("modern", networks="dcgan")
+    with pytest.raises(InputError, match="gamma: expected 0,0 with loss=noisy_labels"):
+        RunConfig.preset("modern", loss="noisy_labels")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

@@ -17,13 +17,13 @@ PAIR = {"first": dict(preset="demo", epochs=(1, 2)), "second one": dict(preset="
 
 
 def test_a_record_of_two_small_arms(tmp_path, monkeypatch):
-    faces = ToyFaces(180, 32, seed=0)
+    faces = ToyFaces(260, 32, seed=0)
     (tmp_path / "faces").mkdir()
-    for index in range(180):
+    for index in range(260):
         Image.fromarray(faces[index]).save(tmp_path / "faces" / f"{index:03d}.png")
 
     def measure():
-        return measure_arms(PAIR, (0, 1), str(tmp_path / "faces"), str(tmp_path / "runs"), count=60, small=TINY)
+        return measure_arms(PAIR, (0, 1), str(tmp_path / "faces"), str(tmp_path / "runs"), count=100, small=TINY)
 
     record = json.loads(json.dumps(measure()))
     place = [(row["arm"], row["seed"], row["epochs"], row["steps"]) for row in record["rows"]]
@@ -32,7 +32,8 @@ def test_a_record_of_two_small_arms(tmp_path, monkeypatch):
                      ("second one", 3, 1, 15), ("second one without average", 3, 1, 15)]
     assert record["rows"][0]["frechet"] != record["rows"][3]["frechet"], "two seeds are two runs"
     assert record["floors"]["copy_share"]["held_out"] < 0.1, "held-out pictures are not those it was trained on"
-    assert record["about"]["count"] == 60
+    assert record["about"]["count"] == 100
+    assert all(row["state"] == "finished" for row in record["rows"])
 
     def refuse(*arguments, **options):
         raise AssertionError("this run was made before")
