@@ -201,8 +201,8 @@ def test_neighbourhoods_against_plain_loops():
 
 
 def test_blocks_do_not_change_distances():
-    whole = next(metrics.distance_blocks(POINTS, OTHERS, rows=1500))[1]
-    parts = np.concatenate([squares.copy() for _, squares in metrics.distance_blocks(POINTS, OTHERS, rows=400)])
+    whole = next(metrics.distance_blocks(POINTS, OTHERS, most=1500 * len(OTHERS)))[1]
+    parts = np.concatenate([squares.copy() for _, squares in metrics.distance_blocks(POINTS, OTHERS, most=400 * len(OTHERS))])
     np.testing.assert_allclose(parts, whole, atol=1e-4)
     np.testing.assert_allclose(whole[7, 11], np.square(POINTS[7] - OTHERS[11]).sum(), rtol=1e-4)
     radii = metrics.neighbour_radii(POINTS, 5)
@@ -408,8 +408,8 @@ def test_without_held_out_faces_half_of_those_trained_on_stand_in():
     assert record["stand_in"] and record["counts"] == {"generated": 150, "train": 150, "held_out": 150}
     assert "copy_ratio" not in record["metrics"] and "frechet" in record["metrics"]
     assert record["metrics"] == metrics.evaluate([FRESH[:150]], FACES)["metrics"], "as many generated as real ones"
-    with pytest.raises(InputError, match="at least 50"):
-        metrics.evaluate([FRESH[:49]], FACES, FRESH)
+    with pytest.raises(InputError, match="at least 100"):
+        metrics.evaluate([FRESH[:99]], FACES, FRESH)
 
 
 FIGURES = """
@@ -481,7 +481,7 @@ def test_pictures_that_were_trained_on_are_told_from_the_others(facegen, tmp_pat
     assert len(names[0]) in (119, 120) and len(names[0]) + len(names[1]) == 160 and not names[0] & names[1]
     assert names[0] == set(Run(tmp_path / "run").read("images.json.gz", list))
     outcome = facegen("evaluate", "run", "--count", "60", "--seeds", "1")
-    assert outcome.status == 2 and "at least 50" in outcome.err
+    assert outcome.status == 2 and "at least 100" in outcome.err
     for index, face in enumerate(FACES[160:220], 160):
         Image.fromarray(face).save(tmp_path / "photos" / f"{index:03d}.png")
     outcome = facegen("evaluate", "run", "--count", "110", "--seeds", "1")
