@@ -89,7 +89,7 @@ def make_residual_discriminator(
         maps = layers.Conv2D(channels, 1, use_bias=False, name=f"down{level}_conv", **options)(maps)
         maps = residual_block(maps, num_blocks, f"level{level}", dtype)
     maps = layers.DepthwiseConv2D(SMALLEST_SIDE, use_bias=False, name="features", dtype=dtype,
-                                  depthwise_initializer=keeping_size(maps.shape[-1]))(maps)  # Keras counts all channels
+                                  depthwise_initializer=keeping_size())(maps)  # small: Keras counts all channels
     maps = layers.Flatten(name="flat", dtype=dtype)(maps)
     return keras.Model(images, layers.Dense(1, name="logit", dtype="float32", kernel_initializer=keeping_size())(maps),
                        name="discriminator")
