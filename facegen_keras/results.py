@@ -56,7 +56,7 @@ def unaveraged_faces(config: RunConfig, count: int) -> np.ndarray:  # (count, S,
     gan = FaceGAN.load(config.out)
     return generate_faces(gan.generator, gan.latents(count, config.seed))
 
-
+# %% ../nbs/40_results.ipynb #6d781544
 def measure_arms(
     arms: dict,  # as `ARMS`
     seeds: tuple,  # of each arm's runs
@@ -73,27 +73,13 @@ def measure_arms(
         settings = {key: value for key, value in arm.items() if key not in ("preset", "epochs")} | small
         for seed in seeds:
             for epochs in arm["epochs"]:
-                config = RunConfig.preset(
-                    arm["preset"],
-                    **settings,
-                    data=data,
-                    seed=seed,
-                    epochs=epochs,
-                    out=f"{out}/{name.replace(' ', '_')}_{seed}",
-                )
+                config = RunConfig.preset(arm["preset"], **settings, data=data, seed=seed, epochs=epochs,
+                                          out=f"{out}/{name.replace(' ', '_')}_{seed}")
                 sets.append(faces_after(config, count))
                 steps = epochs * (config.limit // config.batch_size)
                 tflop = steps * config.batch_size * step_gflop(FaceGAN.from_run_config(config)) / 1_000
-                rows.append(
-                    dict(
-                        arm=name,
-                        seed=seed,
-                        epochs=epochs,
-                        steps=steps,
-                        tflop=round(tflop, 2),
-                        state=Run(config.out).status["state"],
-                    )
-                )
+                rows.append(dict(arm=name, seed=seed, epochs=epochs, steps=steps, tflop=round(tflop, 2),
+                                 state=Run(config.out).status["state"]))
             rows.append(rows[-1] | dict(arm=f"{name} without average"))
             sets.append(unaveraged_faces(config, count))
     real, held_out = real_faces(Run(config.out), data, count)
@@ -102,9 +88,6 @@ def measure_arms(
     for name, metric in found["metrics"].items():
         for row, value in zip(rows, metric["values"], strict=True):
             row[name] = round(value, 5)
-    return {
-        "about": about(count=count, features_sha256=found["features_sha256"]),
-        "floors": {name: metric["floors"] for name, metric in found["metrics"].items()},
-        "better": {name: metric["better"] for name, metric in found["metrics"].items()},
-        "rows": rows,
-    }
+    return {"about": about(count=count, features_sha256=found["features_sha256"]),
+            "floors": {name: metric["floors"] for name, metric in found["metrics"].items()},
+            "better": {name: metric["better"] for name, metric in found["metrics"].items()}, "rows": rows}
