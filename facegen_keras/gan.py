@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DTYPES', 'EMA_RAMP', 'MAKERS', 'LOGGED', 'fixed_latents', 'batch_norms', 'start_moving_statistics',
            'choose_precision', 'cpu_flags', 'schedule', 'at_step', 'AnnealedAdam', 'make_adam', 'BothOptimizers',
-           'ema_share', 'averaged_copy', 'generate_faces', 'make_networks', 'float_images', 'FaceGAN']
+           'ema_share', 'averaged_copy', 'move_average', 'generate_faces', 'make_networks', 'float_images',
+           'draw_latents', 'with_input_noise', 'update_networks', 'FaceGAN']
 
 # %% ../nbs/06_gan.ipynb #2aae2310
 import re
@@ -121,6 +122,7 @@ def make_adam(
     "Adam with the config's decays and epsilon (Keras' own: 0.9 and 1e-7); with a factor for the loss in float16."
     adam = AnnealedAdam(schedule(learning_rate, learning_rate * config.final_rate, config), config.beta_1,
                         epsilon=config.epsilon, beta_2_schedule=schedule(*config.beta_2, config))
+    backend.speed_up_adam(adam)
     if any(layer.compute_dtype == "float16" for layer in network.layers):
         adam = keras.optimizers.LossScaleOptimizer(adam)
     adam.build(network.trainable_variables)
@@ -160,6 +162,17 @@ def averaged_copy(network: keras.Model) -> keras.Model:
     backend.speed_up(copy)
     return copy
 
+
+def move_average(
+    average: keras.Model,  # of `averaged_copy`
+    network: keras.Model,  # what it is the average of
+    steps,  # taken so far, this one included; a scalar
+    config: RunConfig,  # ema_images, batch_size
+) -> None:
+    "Moves the averages of a network's weights and statistics, as often as a step has moved these."
+    images_seen = config.batch_size * ops.cast(steps, "float32")
+    backend.move_towards(average.variables, network.variables, ema_share(images_seen, config))
+
 # %% ../nbs/06_gan.ipynb #058eeb78
 def generate_faces(
     generator: keras.Model,
@@ -193,7 +206,7 @@ def make_networks(config: RunConfig) -> tuple[keras.Model, keras.Model]:  # gene
             norm.synchronized = backend.num_replicas() > 1
     return networks
 
-
+# %% ../nbs/06_gan.ipynb #66222653
 def float_images(
     data,  # a batch of images as `fit` hands it over: uint8, or float32 in [-1, 1]
 ):  # (B, S, S, 3) float32 in [-1, 1]
@@ -203,7 +216,44 @@ def float_images(
         return ops.cast(images, "float32") / 127.5 - 1.0  # as `to_float`
     return images
 
-# %% ../nbs/06_gan.ipynb #92ef0517
+
+def draw_latents(
+    count,  # scalar, perhaps known to the device alone
+    config: RunConfig,  # latents, latent_dim
+    seed_generator: keras.random.SeedGenerator,
+):  # (count, latent_dim) float32
+    "Latents to train on; of several devices each draws its own."
+    normal = config.latents == "normal"
+    draw = backend.own_rows(keras.random.normal if normal else keras.random.uniform)
+    return draw((count, config.latent_dim), *((0.0, 1.0) if normal else (-1.0, 1.0)), "float32", seed_generator)
+
+
+def with_input_noise(
+    images,  # (B, S, S, 3) float32
+    noise_std,  # scalar
+    config: RunConfig,  # input_noise_range
+    seed_generator: keras.random.SeedGenerator,
+):  # (B, S, S, 3) float32
+    "Images with this step's noise, if the run has any."
+    if config.input_noise_range == (0, 0):
+        return images
+    return add_input_noise(images, noise_std, seed_generator, backend.own_rows(keras.random.normal))
+
+
+def update_networks(
+    gan: "FaceGAN",
+    real_images,  # (B, S, S, 3) float32 in [-1, 1]
+    latents,  # (B, latent_dim) float32
+    label_factor,  # scalar in (0, 1]; of the noisy labels only
+) -> tuple:  # scalars: what `LOGGED` names
+    "Both updates, by the loss of the GAN's run."
+    networks = gan.generator, gan.discriminator, gan.g_optimizer, gan.d_optimizer
+    if gan.config.loss == "relativistic":
+        gamma = ops.cast(at_step(gan.gamma, gan.d_optimizer.iterations), "float32")
+        return backend.relativistic_update(*networks, real_images, latents, gamma)
+    return backend.adversarial_update(*networks, real_images, latents, label_factor)
+
+# %% ../nbs/06_gan.ipynb #d349a1c5
 class FaceGAN(keras.Model):
     "A generator and a discriminator that train against each other."
 
@@ -223,8 +273,6 @@ class FaceGAN(keras.Model):
         "Fresh networks and optimizers for a run; the weights are a function of `config.seed`."
         gan = cls(*make_networks(config), config)
         gan.compile()
-        for optimizer in (gan.g_optimizer, gan.d_optimizer):
-            backend.speed_up_adam(getattr(optimizer, "inner_optimizer", optimizer))
         return gan
 
     @classmethod
@@ -251,34 +299,22 @@ class FaceGAN(keras.Model):
         return (draw_from_range(self.config.input_noise_range, self.seed_generator),
                 draw_from_range(self.config.real_label_range, self.seed_generator))
 
-    def train_step(self, *state_and_data):
-        "What `fit` calls, compiled: one step on a batch."
-        return backend.train_step(self, *state_and_data)
+    train_step = backend.train_step  # what `fit` calls, compiled: one step on a batch
 
     def step(self, data):
         "One step on (B, S, S, 3) images, uint8 or float32 in [-1, 1]; gives what is logged."
         images, (noise_std, label_factor) = float_images(data), self.draw_noise()
-        uniform, normal = map(backend.own_rows, (keras.random.uniform, keras.random.normal))
-        draw, bounds = (normal, (0.0, 1.0)) if self.config.latents == "normal" else (uniform, (-1.0, 1.0))
-        latents = draw((ops.shape(images)[0], self.config.latent_dim), *bounds, dtype="float32",
-                       seed=self.seed_generator)
-        if self.config.input_noise_range != (0, 0):
-            images = add_input_noise(images, noise_std, self.seed_generator, normal)
+        latents = draw_latents(ops.shape(images)[0], self.config, self.seed_generator)
+        images = with_input_noise(images, noise_std, self.config, self.seed_generator)
         for tracker, value in zip(self.trackers, self.update(images, latents, label_factor)):
             tracker.update_state(value, sample_weight=1 / backend.num_replicas())
-        images_seen = self.config.batch_size * ops.cast(self.g_optimizer.iterations, "float32")
-        backend.move_towards(self.ema_generator.variables, self.generator.variables,
-                             ema_share(images_seen, self.config))
+        move_average(self.ema_generator, self.generator, self.g_optimizer.iterations, self.config)
         return {**{tracker.name: tracker.result() for tracker in self.trackers},
                 "noise_std": noise_std, "label_factor": label_factor}
 
     def update(self, real_images, latents, label_factor):
         "Both updates; gives what `LOGGED` names."
-        networks = (self.generator, self.discriminator, self.g_optimizer, self.d_optimizer)
-        if self.config.loss == "relativistic":
-            gamma = ops.cast(at_step(self.gamma, self.d_optimizer.iterations), "float32")
-            return backend.relativistic_update(*networks, real_images, latents, gamma)
-        return backend.adversarial_update(*networks, real_images, latents, label_factor)
+        return update_networks(self, real_images, latents, label_factor)
 
     def latents(self, count: int, seed: int) -> np.ndarray:
         "(count, latent_dim) float32, of the kind that this GAN is trained on."

@@ -15,7 +15,7 @@ from .networks import IMAGE_SIZES, LEAKY_SLOPE
 
 # %% ../nbs/04b_residual.ipynb #4ecf2a62
 SMALLEST_SIDE = 4
-WIDTHS = (1, 2, 3, 4, 6, 6, 6)  # channels over width, from the picture inwards
+WIDTHS = (1, 2, 4, 8, 16, 16, 16)  # channels over width, from the picture inwards
 
 
 def level_channels(
@@ -88,8 +88,6 @@ def make_residual_discriminator(
         maps = layers.AveragePooling2D(2, name=f"down{level}", dtype=dtype)(maps)
         maps = layers.Conv2D(channels, 1, use_bias=False, name=f"down{level}_conv", **options)(maps)
         maps = residual_block(maps, num_blocks, f"level{level}", dtype)
-    maps = layers.DepthwiseConv2D(SMALLEST_SIDE, use_bias=False, name="features", dtype=dtype,
-                                  depthwise_initializer=keeping_size())(maps)  # small: Keras counts all channels
     maps = layers.Flatten(name="flat", dtype=dtype)(maps)
     return keras.Model(images, layers.Dense(1, name="logit", dtype="float32", kernel_initializer=keeping_size())(maps),
                        name="discriminator")
