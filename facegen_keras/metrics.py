@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'GRID', 'STAGE_SCALES', 'SIZES', 'FEATURES_SHA256', 'PATCH', 'NUM_PATCHES', 'MOST_PATCHES', 'THUMBNAIL',
-           'SCALE_WEIGHTS', 'WINDOW', 'KINDS', 'ENDS', 'READER_SEED', 'SURE', 'RIGHT', 'UNSURE', 'COVERED',
-           'LEAST_EXPECTED', 'BETTER', 'FEWEST', 'random_kernels', 'fingerprint', 'RandomFeatures', 'in_batches',
-           'frechet_distance', 'kernel_distance', 'smooth', 'laplacian_pyramid', 'sample_patches', 'sliced_wasserstein',
-           'distance_blocks', 'neighbour_radii', 'neighbourhoods', 'box_mean', 'thumbnails', 'nearest_distances',
-           'copying', 'multiscale_ssim', 'pair_scores', 'drawn_faces', 'make_reader', 'reader_loss', 'ModeReader',
-           'shares', 'mode_coverage', 'Digest', 'digest', 'compare', 'choose', 'take', 'evaluate', 'summary',
-           'circumstances', 'metrics_table', 'real_faces', 'fid_tool', 'inception_fid']
+           'LAYOUT', 'MOST_AXES', 'SCALE_WEIGHTS', 'WINDOW', 'KINDS', 'ENDS', 'READER_SEED', 'SURE', 'RIGHT', 'UNSURE',
+           'COVERED', 'LEAST_EXPECTED', 'BETTER', 'FEWEST', 'random_kernels', 'fingerprint', 'RandomFeatures',
+           'in_batches', 'frechet_distance', 'kernel_distance', 'smooth', 'laplacian_pyramid', 'sample_patches',
+           'sliced_wasserstein', 'distance_blocks', 'neighbour_radii', 'neighbourhoods', 'box_mean', 'thumbnails',
+           'nearest_distances', 'copying', 'layouts', 'layout_distance', 'multiscale_ssim', 'pair_scores',
+           'drawn_faces', 'make_reader', 'reader_loss', 'ModeReader', 'shares', 'mode_coverage', 'Digest', 'digest',
+           'compare', 'choose', 'take', 'evaluate', 'summary', 'circumstances', 'metrics_table', 'real_faces',
+           'fid_tool', 'inception_fid']
 
 # %% ../nbs/11_metrics.ipynb #f41f4643
 import hashlib
@@ -295,6 +296,30 @@ def copying(
             "copy_share": float((generated <= np.quantile(held_out, 0.01)).mean())}
 
 # %% ../nbs/11_metrics.ipynb #c2856341
+LAYOUT = 16  # pixels
+MOST_AXES = 100  # eigenfaces; fewer where there are less than five pictures for each
+
+
+def layouts(
+    images: np.ndarray,  # (N, S, S, 3) uint8
+) -> np.ndarray:  # (N, 256) float32, each of mean 0 and standard deviation 1; flat pictures stay flat
+    "Small grey pictures of one brightness and contrast."
+    grey = box_mean(images, LAYOUT).mean(-1).reshape(len(images), -1)
+    grey -= grey.mean(1, keepdims=True)
+    return grey / np.maximum(grey.std(1, keepdims=True), 1.0)
+
+
+def layout_distance(
+    one: np.ndarray,  # (N, 256) float32 layouts: judged
+    other: np.ndarray,  # (M, 256) float32 layouts: real
+) -> float:  # at least 0
+    "Fréchet distance of the coordinates along the eigenfaces of `other`, in its standard deviations."
+    variances, eigenfaces = np.linalg.eigh(np.cov(other, rowvar=False))
+    most = slice(-min(MOST_AXES, len(other) // 5), None)
+    axes = eigenfaces[:, most] / np.sqrt(variances[most])
+    return frechet_distance(one @ axes, other @ axes)
+
+# %% ../nbs/11_metrics.ipynb #c3abb3bd
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al., from fine to coarse
 WINDOW = 11  # pixels
 
@@ -327,7 +352,7 @@ def multiscale_ssim(
         one, other = (ops.average_pool(images, 2, 2, data_format="channels_last") for images in (one, other))
     return ops.convert_to_numpy(ops.mean(result, axis=-1))
 
-# %% ../nbs/11_metrics.ipynb #d550677b
+# %% ../nbs/11_metrics.ipynb #348fddca
 def pair_scores(
     images: np.ndarray,  # (N, S, S, 3) uint8
     num_pairs: int = 2000,
@@ -340,7 +365,7 @@ def pair_scores(
     return np.concatenate([multiscale_ssim(images[first[block]], images[second[block]])
                            for block in np.split(np.arange(num_pairs), range(250, num_pairs, 250))])
 
-# %% ../nbs/11_metrics.ipynb #6e36e73c
+# %% ../nbs/11_metrics.ipynb #bbfe3654
 KINDS = {name: (*kinds, HIDDEN) for name, kinds in ATTRIBUTES.items()}  # what can be seen of each attribute
 ENDS = np.cumsum([len(kinds) for kinds in KINDS.values()])  # of each attribute, in a row of all kinds
 READER_SEED = 4_000_000_000  # of the faces a reader learns from; the next one's for its examination
@@ -383,7 +408,7 @@ def reader_loss(
     return sum(keras.losses.sparse_categorical_crossentropy(labels[:, index], part, from_logits=True)
                for index, part in enumerate(parts))
 
-# %% ../nbs/11_metrics.ipynb #348fddca
+# %% ../nbs/11_metrics.ipynb #d72e8249
 SURE = 0.8  # an answer of less probability does not count
 RIGHT = 0.9  # of the answers for a kind, or the kind is not judged
 UNSURE = -1
@@ -431,7 +456,7 @@ class ModeReader:
             answers.append(np.where(odds.max(1) >= SURE * odds.sum(1), part.argmax(1), UNSURE))
         return np.stack(answers, axis=1).astype("int8")
 
-# %% ../nbs/11_metrics.ipynb #86f02d9a
+# %% ../nbs/11_metrics.ipynb #1b15a5fe
 COVERED = 0.25  # of the frequency among real faces
 LEAST_EXPECTED = 20  # pictures; rarer modes are not judged
 
@@ -465,12 +490,13 @@ def mode_coverage(
              "frequency_gap": float(np.mean(gaps))},
             [labels[index] for index in np.flatnonzero(np.diag(alone & ~covered))])
 
-# %% ../nbs/11_metrics.ipynb #fe12da04
+# %% ../nbs/11_metrics.ipynb #32dff4c4
 class Digest(NamedTuple):
     "What is kept of a set of N pictures."
 
     features: np.ndarray  # (N, 496) float32
     thumbnails: np.ndarray  # (N, 192) float32
+    layouts: np.ndarray  # (N, 256) float32
     pairs: np.ndarray  # (P,) float32 similarities
     patches: dict  # side of a level -> (N, Q, 147) float32
     answers: np.ndarray | None  # (N, 11) int8; None without a reader
@@ -497,14 +523,14 @@ def digest(
         patches = sample_patches(batch, np.stack([next(places) for _ in batch]))
         for side, found in patches.items():
             read.setdefault(side, []).append(found)
-        return np.concatenate([network(batch), thumbnails(batch)], axis=1)
+        return np.concatenate([network(batch), thumbnails(batch), layouts(batch)], axis=1)
 
-    both = in_batches(look, images, tick=tick)
+    seen = np.split(in_batches(look, images, tick=tick), (-3 * THUMBNAIL**2 - LAYOUT**2, -LAYOUT**2), axis=1)
     patches = {side: np.concatenate(found) for side, found in read.items()}
     answers = in_batches(reader, images) if reader else None
-    return Digest(both[:, :-3 * THUMBNAIL**2], both[:, -3 * THUMBNAIL**2:], pair_scores(images), patches, answers)
+    return Digest(*seen, pair_scores(images), patches, answers)
 
-# %% ../nbs/11_metrics.ipynb #1b15a5fe
+# %% ../nbs/11_metrics.ipynb #f64f50fe
 def compare(
     judged: Digest,
     reference: Digest,  # real
@@ -512,7 +538,8 @@ def compare(
 ) -> dict[str, float]:  # metric -> value
     "Every metric that compares two sets."
     scores = {"frechet": frechet_distance(judged.features, reference.features),
-              "kernel": kernel_distance(judged.features, reference.features)[0]}
+              "kernel": kernel_distance(judged.features, reference.features)[0],
+              "layout": layout_distance(judged.layouts, reference.layouts)}
     for side, patches in judged.patches.items():
         scores[f"swd_{side}"] = sliced_wasserstein(patches, reference.patches[side])
     scores |= neighbourhoods(judged.features, reference.features)
@@ -521,10 +548,11 @@ def compare(
         scores |= mode_coverage(judged.answers, reference.answers, reader.judged)[0]
     return scores
 
-# %% ../nbs/11_metrics.ipynb #597e8c4f
-BETTER = {"frechet": "lower", "kernel": "lower", "swd": "lower", "precision": "higher", "recall": "higher",
-          "density": "higher", "coverage": "higher", "pair_similarity": "as real ones", "kinds_covered": "higher",
-          "pairs_covered": "higher", "frequency_gap": "lower", "copy_ratio": "1", "copy_share": "0.01"}
+# %% ../nbs/11_metrics.ipynb #fb53dfc7
+BETTER = {"frechet": "lower", "kernel": "lower", "layout": "lower", "swd": "lower", "precision": "higher",
+          "recall": "higher", "density": "higher", "coverage": "higher", "pair_similarity": "as real ones",
+          "kinds_covered": "higher", "pairs_covered": "higher", "frequency_gap": "lower", "copy_ratio": "1",
+          "copy_share": "0.01"}
 FEWEST = 100  # pictures of each kind, or nothing can be said
 
 
@@ -551,7 +579,7 @@ def take(
     "Some of the pictures, as one array."
     return np.stack([pictures[index] for index in indices])
 
-# %% ../nbs/11_metrics.ipynb #f3413ec9
+# %% ../nbs/11_metrics.ipynb #3274df80
 def evaluate(
     generated,  # one set of pictures a seed, (N, S, S, 3) uint8; an iterable may make them one by one
     train,  # a sequence of (S, S, 3) uint8: what the generator was trained on, an array or `Faces`
@@ -601,7 +629,7 @@ def evaluate(
             "counts": {"generated": count, "train": len(train_indices), "held_out": len(fresh_indices)},
             "stand_in": not len(held_out), **circumstances(network, reader)}
 
-# %% ../nbs/11_metrics.ipynb #ac33df0c
+# %% ../nbs/11_metrics.ipynb #fcd13aab
 def summary(
     name: str,  # of a metric
     values: list[float],  # of each seed
@@ -646,7 +674,7 @@ def metrics_table(
         lines.append("kinds that no seed covers: " + ", ".join(missing))
     return "\n".join(lines)
 
-# %% ../nbs/11_metrics.ipynb #fb53dfc7
+# %% ../nbs/11_metrics.ipynb #4723ae49
 def real_faces(
     run: Run,
     data: str,  # where the run's pictures are now, or "toy"
@@ -680,7 +708,7 @@ def real_faces(
     held_out.leave_out(bad.union(names))
     return train, held_out
 
-# %% ../nbs/11_metrics.ipynb #fcd13aab
+# %% ../nbs/11_metrics.ipynb #66ba23a2
 def fid_tool():
     "The module that computes FID; `InputError` if none is installed."
     for name in ("cleanfid.fid", "torch_fidelity"):

@@ -221,6 +221,45 @@ def test_a_dropped_mode_lowers_recall_and_coverage_and_leaves_precision():
     assert astray["precision"] == pytest.approx(0.75 * whole["precision"], abs=0.02)
 
 
+# layout
+
+def test_layouts_are_small_grey_and_of_one_brightness_and_contrast():
+    pattern = np.zeros((1, 32, 32, 3), "uint8")
+    pattern[:, :16, :, 1] = 90  # the upper half, in green
+    flat = metrics.layouts(pattern)
+    assert flat.shape == (1, 256) and flat.dtype == np.float32
+    np.testing.assert_allclose(flat.reshape(16, 16), np.repeat([1, -1], 8)[:, None] * np.ones(16), atol=1e-4)
+    np.testing.assert_allclose(metrics.layouts(pattern * 2 + 20), flat, atol=1e-4)
+    assert not metrics.layouts(np.full((1, 32, 32, 3), 77, "uint8")).any()
+
+
+def test_layout_distance_of_a_set_moved_along_an_eigenface_is_in_standard_deviations():
+    scales = np.geomspace(0.5, 2, 8)
+    points = (POINTS - POINTS.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(POINTS, rowvar=False)).T) * scales
+    assert metrics.layout_distance(points, points) < 1e-6
+    assert metrics.layout_distance(points + 3 * scales * np.eye(8)[0], points) == pytest.approx(9, rel=1e-4)
+    assert metrics.layout_distance(points * 1.5, points) == pytest.approx(8 * 0.25, rel=1e-4)
+
+
+def test_layout_distance_takes_the_largest_eigenfaces_and_no_more_than_the_pictures_can_bear():
+    few = np.random.default_rng(5).standard_normal((40, 256)) * np.geomspace(100, 1, 256)
+    moved_largest, moved_smallest = few.copy(), few.copy()
+    moved_largest[:, 0] += 300
+    moved_smallest[:, 255] += 30
+    assert metrics.layout_distance(moved_largest, few) > 1
+    assert metrics.layout_distance(moved_smallest, few) < 0.2, "forty pictures, so eight axes"
+
+
+def test_layout_sees_what_is_out_of_place_and_no_texture():
+    real = metrics.layouts(FACES)
+    floor = metrics.layout_distance(metrics.layouts(FRESH), real)
+    noisy = np.clip(FRESH + np.random.default_rng(0).normal(0, 8, FRESH.shape), 0, 255).astype("uint8")
+    mixed = np.concatenate([FRESH[:, :16], np.roll(FRESH[:, 16:], 1, axis=0)], axis=1)
+    times = {name: metrics.layout_distance(metrics.layouts(images), real) / floor for name, images in
+             {"noise": noisy, "mixed": mixed, "swapped": np.roll(FRESH, 16, axis=2), "upside down": FRESH[:, ::-1]}.items()}
+    assert times["noise"] < 1.1 and min(times["mixed"], times["swapped"], times["upside down"]) > 2, times
+
+
 # copies and collapse
 
 @pytest.mark.parametrize("copies, found", {

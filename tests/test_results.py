@@ -1,15 +1,19 @@
 """The records behind 40_results: trained once, measured against the right pictures, the same the second time."""
 
 import json
+from functools import partial
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from facegen_keras import results
+from facegen_keras import gan, results
 from facegen_keras.benchmark import step_gflop
-from facegen_keras.config import RunConfig
+from facegen_keras.checkpoint import Run
+from facegen_keras.config import InputError, RunConfig
 from facegen_keras.gan import FaceGAN
-from facegen_keras.results import ARMS, SMALL, measure_arms
+from facegen_keras.metrics import ModeReader
+from facegen_keras.results import ABLATIONS, ARMS, SMALL, measure_arms, short_runs
 from facegen_keras.toyfaces import ToyFaces
 
 TINY = dict(image_size=32, width=4, batch_size=8, limit=120)
@@ -50,6 +54,33 @@ def test_the_arms_of_the_race_do_equal_work():
         config = RunConfig.preset(arm["preset"], **settings | SMALL, precision="float32")
         return epochs * SMALL["limit"] * step_gflop(FaceGAN.from_run_config(config)) / 1000
 
-    ends = [tflop(arm, arm["epochs"][-1]) for arm in ARMS.values()]
+    ends = [tflop(arm, arm["epochs"][-1]) for arm in (ARMS | ABLATIONS).values()]
     np.testing.assert_allclose(ends, ends[0], rtol=0.02)
-    assert tflop(ARMS["modern"], ARMS["modern"]["epochs"][0]) <= ends[0] / 3
+    assert tflop(ARMS["modern"], 3) <= ends[0] / 3 and 3 in ARMS["modern"]["epochs"]
+
+
+def test_drawn_faces_come_with_the_kinds_that_are_missing(tmp_path, monkeypatch):
+    arms = {"one": dict(preset="demo", epochs=(1,))}
+    monkeypatch.setattr(results, "ModeReader", partial(ModeReader, num_faces=1_000))
+    with pytest.raises(InputError, match="seeds: expected one with drawn faces"):
+        measure_arms(arms, (0, 1), "toy", str(tmp_path), count=100, small=TINY)
+    record = measure_arms(arms, (0,), "toy", str(tmp_path), count=100, small=TINY)
+    for row in record["rows"]:
+        assert row["missing_kinds"] and 0 <= row["kinds_covered"] < 1, "after an epoch there is no face yet"
+    assert record["floors"]["kinds_covered"]["held_out"] == 1
+
+
+def test_short_runs_tell_what_became_of_each(tmp_path, monkeypatch):
+    arms = {"lost one": dict(preset="demo", epochs=(9,)), "sound": dict(preset="modern", epochs=(9,))}
+    original = gan.FaceGAN.draw_noise
+
+    def draw_noise(self):
+        return (float("nan"), 1.0) if self.config.loss == "noisy_labels" else original(self)
+
+    monkeypatch.setattr(gan.FaceGAN, "draw_noise", draw_noise)
+    rows = short_runs(arms, range(1, 2), "toy", str(tmp_path), TINY | {"epochs": 2})
+    assert [(row["arm"], row["seed"], row["state"], row["recoveries"] > 0) for row in rows] == [
+        ("lost one", 1, "diverged", True), ("sound", 1, "finished", False)]
+    samples = [line["variety"] for line in Run(tmp_path / "sound_1").records("samples")]
+    assert rows[0]["lowest_variety"] is rows[0]["last_variety"] is None, "not one grid was drawn"
+    assert len(samples) == 2 and [rows[1]["lowest_variety"], rows[1]["last_variety"]] == [min(samples), samples[-1]]
