@@ -40,7 +40,7 @@ def forward_products(
     for layer in network.layers:
         if isinstance(layer, keras.layers.Conv2DTranspose):
             total += int(np.prod(layer.input.shape[1:3])) * int(np.prod(layer.kernel.shape))
-        elif isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)):
+        elif isinstance(layer, keras.layers.Conv2D):
             total += int(np.prod(layer.output.shape[1:3])) * int(np.prod(layer.kernel.shape))
         elif isinstance(layer, keras.layers.Dense):
             total += int(np.prod(layer.kernel.shape))
