@@ -13,7 +13,7 @@ from facegen_keras.checkpoint import Run
 from facegen_keras.config import InputError, RunConfig
 from facegen_keras.gan import FaceGAN
 from facegen_keras.metrics import ModeReader
-from facegen_keras.results import ABLATIONS, ARMS, SMALL, measure_arms, short_runs
+from facegen_keras.results import ABLATIONS, ARMS, SMALL, farthest_faces, measure_arms, short_runs, write_pictures
 from facegen_keras.toyfaces import ToyFaces
 
 TINY = dict(image_size=32, width=4, batch_size=8, limit=120)
@@ -45,6 +45,20 @@ def test_a_record_of_two_small_arms(tmp_path, monkeypatch):
 
     monkeypatch.setattr(results, "train", refuse)
     assert measure()["rows"] == record["rows"]
+    (pictures := tmp_path / "pictures").mkdir()
+    write_pictures(PAIR, str(tmp_path / "runs"), str(tmp_path / "faces"), str(pictures))
+    sizes = {path.name: Image.open(path).size for path in pictures.iterdir()}
+    assert sizes == {f"{kind}_{arm}.png": (8 * 34 + 2, rows * 34 + 2) for kind, arm, rows in (
+        ("faces", "first", 3), ("way", "first", 2), ("farthest", "first", 1),
+        ("faces", "second_one", 3), ("way", "second_one", 1), ("farthest", "second_one", 1))}
+
+
+def test_the_farthest_faces_are_those_like_no_real_one():
+    real = ToyFaces(60, 32, seed=0)
+    faces = np.stack([real[index] for index in range(60)])
+    faces[17], faces[41] = 255 - faces[17] // 4, np.random.default_rng(0).integers(0, 256, (32, 32, 3))
+    found = farthest_faces(faces, real, 2)
+    assert np.array_equal(found, faces[[41, 17]]) or np.array_equal(found, faces[[17, 41]])
 
 
 def test_the_arms_of_the_race_do_equal_work():
