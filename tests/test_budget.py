@@ -103,6 +103,7 @@ def test_saves_keep_their_distance(config, monkeypatch):
     original = training.save_checkpoint
     monkeypatch.setattr(training, "save_checkpoint",
                         lambda gan, directory, place: saved.append(training.time.monotonic()) or original(gan, directory, place))
-    train(dataclasses.replace(config, epochs=25, save_minutes=1), **SILENT)
+    train(dataclasses.replace(config, epochs=5, limit=280, save_minutes=1), **SILENT)
     distances = [later - earlier for earlier, later in itertools.pairwise(saved)]
-    assert len(saved) >= 4 and min(distances[:-1]) >= 350 and max(distances) < 350 + 5 * STEP
+    assert distances[0] >= 350 - SAVE, "the first save is a part of what the first interval counts"
+    assert len(saved) >= 4 and min(distances[1:-1]) >= 350 and max(distances) < 350 + 5 * STEP
