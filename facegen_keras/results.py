@@ -30,16 +30,16 @@ ARMS = {  # name -> preset, changed settings, the epochs after which faces are g
                            epochs=(1, 3, 6, 9)),
     "modern": dict(preset="small", epochs=(1, 3, 6, 9)),
 }
-DRAWN = {  # of 32 pixels, for longer
-    "article": dict(preset="article", width=16, epochs=(52,)),
-    "modern": dict(preset="small", width=12, schedule_images=288_000, epochs=(32,)),
+DRAWN = {  # longer runs, on drawn faces
+    "article": dict(preset="article", width=16, epochs=(1, 2, 4, 6, 9, 12, 15, 18)),
+    "modern": dict(preset="small", schedule_images=750_000, epochs=(1, 2, 4, 6, 9, 12, 15, 18, 21, 25)),
 }
 ABLATIONS = {
     "without penalty": dict(preset="small", gamma=(0.0, 0.0), epochs=(9,)),
     "without schedules": dict(preset="small", gamma=(32.0, 32.0), final_rate=1.0, beta_2=(0.9, 0.9), epochs=(9,)),
 }
 
-# %% ../nbs/40_results.ipynb #335b073c
+# %% ../nbs/40_results.ipynb #56a784ec
 def faces_after(
     config: RunConfig,  # of a run; its epochs are those to be trained
     count: int,  # how many faces
@@ -64,7 +64,7 @@ def unaveraged_faces(config: RunConfig, count: int) -> np.ndarray:  # (count, S,
     gan = FaceGAN.load(config.out)
     return generate_faces(gan.generator, gan.latents(count, config.seed))
 
-# %% ../nbs/40_results.ipynb #6d781544
+# %% ../nbs/40_results.ipynb #2e13df06
 def measure_arms(
     arms: dict,  # as `ARMS`
     seeds: tuple,  # of each arm's runs
@@ -102,7 +102,7 @@ def measure_arms(
             "floors": {name: metric["floors"] for name, metric in found["metrics"].items()},
             "better": {name: metric["better"] for name, metric in found["metrics"].items()}, "rows": rows}
 
-# %% ../nbs/40_results.ipynb #f7825876
+# %% ../nbs/40_results.ipynb #c74bd549
 def farthest_faces(
     faces: np.ndarray,  # (N, S, S, 3) uint8
     real,  # a sequence of (S, S, 3) uint8
@@ -133,7 +133,7 @@ def write_pictures(
             picture = to_png(image_grid(faces, columns=8), colours=256)
             Path(folder, f"{kind}_{name.replace(' ', '_')}.png").write_bytes(picture)
 
-# %% ../nbs/40_results.ipynb #9894daee
+# %% ../nbs/40_results.ipynb #bb2f76b4
 SHORTENED = dict(image_size=32, limit=9_000, epochs=3)
 
 
