@@ -39,7 +39,7 @@ ABLATIONS = {
     "without schedules": dict(preset="small", gamma=(32.0, 32.0), final_rate=1.0, beta_2=(0.9, 0.9), epochs=(9,)),
 }
 
-# %% ../nbs/40_results.ipynb #56a784ec
+# %% ../nbs/40_results.ipynb #21e26f65
 def faces_after(
     config: RunConfig,  # of a run; its epochs are those to be trained
     count: int,  # how many faces
@@ -64,7 +64,7 @@ def unaveraged_faces(config: RunConfig, count: int) -> np.ndarray:  # (count, S,
     gan = FaceGAN.load(config.out)
     return generate_faces(gan.generator, gan.latents(count, config.seed))
 
-# %% ../nbs/40_results.ipynb #2e13df06
+# %% ../nbs/40_results.ipynb #56a784ec
 def measure_arms(
     arms: dict,  # as `ARMS`
     seeds: tuple,  # of each arm's runs
@@ -102,7 +102,7 @@ def measure_arms(
             "floors": {name: metric["floors"] for name, metric in found["metrics"].items()},
             "better": {name: metric["better"] for name, metric in found["metrics"].items()}, "rows": rows}
 
-# %% ../nbs/40_results.ipynb #c74bd549
+# %% ../nbs/40_results.ipynb #30542037
 def farthest_faces(
     faces: np.ndarray,  # (N, S, S, 3) uint8
     real,  # a sequence of (S, S, 3) uint8
@@ -133,7 +133,7 @@ def write_pictures(
             picture = to_png(image_grid(faces, columns=8), colours=256)
             Path(folder, f"{kind}_{name.replace(' ', '_')}.png").write_bytes(picture)
 
-# %% ../nbs/40_results.ipynb #bb2f76b4
+# %% ../nbs/40_results.ipynb #0b5d265c
 SHORTENED = dict(image_size=32, limit=9_000, epochs=3)
 
 
