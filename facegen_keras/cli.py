@@ -411,8 +411,13 @@ def run(folder, **given):
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Steps of each contender.")
 @click.option("--costs", is_flag=True, help="Instead: time and memory by size and batch, feeding, saving, starting.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the record as JSON.")
-def bench(image_size, batch_size, width, rounds, costs, out):
+@click.pass_context
+def bench(context, image_size, batch_size, width, rounds, costs, out):
     "Measure a training step against the published schedule, Keras' usual one, and PyTorch if it is installed."
+    for option in context.command.params if costs else ():
+        if option.name not in ("costs", "out") and context.get_parameter_source(option.name).name == "COMMANDLINE":
+            raise input_error(option.opts[0], "nothing beside --costs, which measures several sizes and batches",
+                              context.params[option.name], "leave it out")
     RunConfig(image_size=image_size)
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # each contender has a process of its own
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

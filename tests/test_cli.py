@@ -255,3 +255,9 @@ def test_bench_measures_every_contender_in_one_run(facegen, tmp_path):
     assert {"published, float32", "keras, float32", "package, float32"} <= record["contenders"].keys()
     assert record["contenders"]["published, float32"]["times_first"] == 1 and record["about"]["rounds"] == 2
     assert facegen("bench", "--size", "100").status == 2
+
+
+@pytest.mark.parametrize("option", ["--size", "--batch", "--width", "--rounds"])
+def test_bench_refuses_with_costs_what_that_would_ignore(facegen, option):
+    outcome = facegen("bench", "--costs", option, "32")
+    assert outcome.status == 2 and outcome.err.startswith(f"facegen: {option}: ") and outcome.err.count("\n") == 1
