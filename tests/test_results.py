@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from facegen_keras.checkpoint import Run
 from facegen_keras.config import InputError, RunConfig
 from facegen_keras.gan import FaceGAN
 from facegen_keras.metrics import ModeReader
-from facegen_keras.results import ABLATIONS, ARMS, SMALL, farthest_faces, measure_arms, short_runs, write_pictures
+from facegen_keras.results import (
+    ABLATIONS, ARMS, DRAWN, DRAWN_ON_GPU, ON_GPU, SMALL, farthest_faces, measure_arms, short_runs, write_pictures)
 from facegen_keras.toyfaces import ToyFaces
 
+RECORDS = Path(__file__).parents[1] / "nbs" / "records"
 TINY = dict(image_size=32, width=4, batch_size=8, limit=120)
 PAIR = {"first": dict(preset="demo", epochs=(1, 2)), "second one": dict(preset="modern", epochs=(1,))}
 
@@ -61,16 +64,36 @@ def test_the_farthest_faces_are_those_like_no_real_one():
     assert np.array_equal(found, faces[[41, 17]]) or np.array_equal(found, faces[[17, 41]])
 
 
+def tflop(
+    arm: dict,  # as in `ARMS`
+    limit: int = SMALL["limit"],
+) -> dict:  # epochs -> work until then
+    settings = {name: value for name, value in arm.items() if name not in ("preset", "epochs")}
+    config = RunConfig.preset(arm["preset"], **settings | SMALL, precision="float32")
+    epoch = limit // config.batch_size * config.batch_size * step_gflop(FaceGAN.from_run_config(config)) / 1000
+    return {epochs: epochs * epoch for epochs in arm["epochs"]}
+
+
 def test_the_arms_of_the_race_do_equal_work():
     """Where the epochs end, within two per cent; and the first third is no more than a third."""
-    def tflop(arm, epochs):
-        settings = {name: value for name, value in arm.items() if name not in ("preset", "epochs")}
-        config = RunConfig.preset(arm["preset"], **settings | SMALL, precision="float32")
-        return epochs * SMALL["limit"] * step_gflop(FaceGAN.from_run_config(config)) / 1000
-
-    ends = [tflop(arm, arm["epochs"][-1]) for arm in (ARMS | ABLATIONS).values()]
+    ends = [max(tflop(arm).values()) for arm in (ARMS | ABLATIONS).values()]
     np.testing.assert_allclose(ends, ends[0], rtol=0.02)
-    assert tflop(ARMS["modern"], 3) <= ends[0] / 3 and 3 in ARMS["modern"]["epochs"]
+    assert tflop(ARMS["modern"])[3] <= ends[0] / 3
+    ends = [max(tflop(arm).values()) for arm in ON_GPU.values()]
+    np.testing.assert_allclose(ends, ends[0], rtol=0.02)
+    [end] = DRAWN_ON_GPU["article"]["epochs"]
+    ends = [tflop(arm, 60_000)[end] for arm in DRAWN_ON_GPU.values()]
+    np.testing.assert_allclose(ends, ends[0], rtol=0.02)
+
+
+@pytest.mark.parametrize("name, arms, limit", [
+    ("quality_celeba", ARMS, 9_000), ("quality_celeba_gpu", ON_GPU, 9_000), ("quality_drawn", DRAWN, 30_000),
+    ("quality_drawn_gpu", DRAWN_ON_GPU, 60_000)])
+def test_each_record_is_that_of_its_arms(name, arms, limit):
+    rows = json.loads((RECORDS / f"{name}.json").read_text())["rows"]
+    found = {(row["arm"], row["epochs"]): row["tflop"] for row in rows if "without average" not in row["arm"]}
+    expected = {(name, epochs): work for name, arm in arms.items() for epochs, work in tflop(arm, limit).items()}
+    assert found == pytest.approx(expected, abs=0.01)
 
 
 def test_drawn_faces_come_with_the_kinds_that_are_missing(tmp_path, monkeypatch):
