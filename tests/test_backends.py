@@ -84,11 +84,11 @@ def test_twenty_steps_from_one_checkpoint_agree(tmp_path, preset):
     found = [json.loads(run("-c", STEPS, tmp_path, backend=backend).splitlines()[-1])
              for backend in ("tensorflow", "jax")]
     (losses, moving), (jax_losses, jax_moving) = found
-    starts = [step for step in range(60) if step % 20 < 5]
-    np.testing.assert_allclose(np.array(losses)[starts], np.array(jax_losses)[starts], atol=1e-4)
-    np.testing.assert_allclose(losses, jax_losses, atol=2e-3)  # some processors round into another slope on the way
+    gaps = np.abs(np.subtract(losses, jax_losses)).reshape(3, 20, -1).max(2)  # start, step
+    assert gaps[:, :5].max() < 1e-4
+    assert np.sort(gaps.max(1))[1] < 1e-4, "one start of three may meet such a value: which one depends on the processor"
     for statistics, jax_statistics in zip(moving, jax_moving, strict=True):
-        np.testing.assert_allclose(statistics, jax_statistics, atol=2e-3)
+        np.testing.assert_allclose(statistics, jax_statistics, atol=1e-4)
     assert np.ptp(np.array(losses)[:20, 0]) > 0.01, "they have gone somewhere"
 
 
