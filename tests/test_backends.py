@@ -176,5 +176,5 @@ def test_two_processes_are_one_and_survive_the_loss_of_either(tmp_path):
     assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 61))
     for name, tolerance in (("d_loss", 0.1), ("g_loss", 0.1), ("noise_std", 1e-3)):  # losses part, by rounding
         ours, theirs = ([line[name] for line in lines] for lines in (one, two))
-        np.testing.assert_allclose(ours[:20], theirs[:20], atol=1e-3)
+        np.testing.assert_allclose(ours[:25], theirs[:25], atol=1e-3)
         np.testing.assert_allclose(ours, theirs, atol=tolerance)

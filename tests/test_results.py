@@ -86,11 +86,11 @@ def test_the_arms_of_the_race_do_equal_work():
     np.testing.assert_allclose(ends, ends[0], rtol=0.02)
 
 
-@pytest.mark.parametrize("name, arms, limit", [
+@pytest.mark.parametrize("record, arms, limit", [
     ("quality_celeba", ARMS, 9_000), ("quality_celeba_gpu", ON_GPU, 9_000), ("quality_drawn", DRAWN, 30_000),
     ("quality_drawn_gpu", DRAWN_ON_GPU, 60_000)])
-def test_each_record_is_that_of_its_arms(name, arms, limit):
-    rows = json.loads((RECORDS / f"{name}.json").read_text())["rows"]
+def test_each_record_is_that_of_its_arms(record, arms, limit):
+    rows = json.loads((RECORDS / f"{record}.json").read_text())["rows"]
     found = {(row["arm"], row["epochs"]): row["tflop"] for row in rows if "without average" not in row["arm"]}
     expected = {(name, epochs): work for name, arm in arms.items() for epochs, work in tflop(arm, limit).items()}
     assert found == pytest.approx(expected, abs=0.01)
