@@ -189,6 +189,8 @@ class Recipe(Settings):
         one_of("uniform", "normal"), "A, P")
     latent_dim: int = setting(100, "length of the latent vector", whole_number(1), "A")
     width: int = setting(64, "channels next to the image; there are more where its side is less", whole_number(1), "N")
+    g_blocks: int = setting(
+        1, "residual blocks of the generator at each side of its maps", whole_number(1, 8), "P")
     loss: str = setting(
         "noisy_labels", "noisy_labels: the article's; relativistic: real against fake, with a gradient penalty",
         one_of("noisy_labels", "relativistic"), "A, P")
@@ -221,6 +223,9 @@ class Recipe(Settings):
         if self.loss == "relativistic" and self.networks != "residual":
             raise input_error("networks", "residual with loss=relativistic: batch norm makes what is said of one "
                               "picture depend on the others", self.networks, "set networks=residual")
+        if self.networks == "dcgan" and self.g_blocks != 1:
+            raise input_error("g_blocks", "1 with networks=dcgan, which has no such blocks", self.g_blocks,
+                              "set networks=residual")
         if self.loss == "noisy_labels" and self.gamma != (0, 0):
             raise input_error("gamma", "0,0 with loss=noisy_labels, which has no penalty", self.gamma, "set gamma=0,0")
 

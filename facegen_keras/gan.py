@@ -198,7 +198,8 @@ def make_networks(config: RunConfig) -> tuple[keras.Model, keras.Model]:  # gene
     if config.loss == "relativistic" and d_dtype == "mixed_float16":
         d_dtype = "float32"  # the gradients whose length is the penalty are too small for float16
     make_g, make_d = MAKERS[config.networks]
-    networks = (make_g(config.image_size, config.latent_dim, config.width, g_dtype),
+    blocks = {"blocks": config.g_blocks} if config.networks == "residual" else {}
+    networks = (make_g(config.image_size, config.latent_dim, config.width, g_dtype, **blocks),
                 make_d(config.image_size, config.width, d_dtype))
     for network in networks:
         backend.speed_up(network)

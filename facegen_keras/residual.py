@@ -57,18 +57,20 @@ def make_residual_generator(
     latent_dim: int = 128,  # length of a latent vector
     width: int = 32,  # channels of the last feature map
     dtype: str = "float32",  # a Keras dtype policy; the pictures are float32 in any case
+    blocks: int = 1,  # at each side
 ) -> keras.Model:  # (B, latent_dim) float32 -> (B, image_size, image_size, 3) float32, about [-1, 1]
-    "A residual block for each side from 4 to that of the picture."
+    "Residual blocks for each side from 4 to that of the picture."
     smallest, *others = reversed(level_channels(image_size, width))
-    num_blocks, options = 1 + len(others), dict(dtype=dtype, kernel_initializer=keeping_size())
+    num_blocks, options = blocks * (1 + len(others)), dict(dtype=dtype, kernel_initializer=keeping_size())
     latents = keras.Input((latent_dim,))
     maps = layers.Dense(SMALLEST_SIDE**2 * smallest, name="base", **options)(latents)
     maps = layers.Reshape((SMALLEST_SIDE, SMALLEST_SIDE, smallest), name="base_map", dtype=dtype)(maps)
-    maps = residual_block(maps, num_blocks, "level1", dtype)
-    for level, channels in enumerate(others, start=2):
-        maps = layers.Conv2D(channels, 1, use_bias=False, name=f"up{level}_conv", **options)(maps)
-        maps = layers.UpSampling2D(2, interpolation="bilinear", name=f"up{level}", dtype=dtype)(maps)
-        maps = residual_block(maps, num_blocks, f"level{level}", dtype)
+    for level, channels in enumerate((smallest, *others), start=1):
+        if level > 1:
+            maps = layers.Conv2D(channels, 1, use_bias=False, name=f"up{level}_conv", **options)(maps)
+            maps = layers.UpSampling2D(2, interpolation="bilinear", name=f"up{level}", dtype=dtype)(maps)
+        for letter in ("", *"bcdefgh")[:blocks]:
+            maps = residual_block(maps, num_blocks, f"level{level}{letter}", dtype)
     maps = layers.Conv2D(3, 3, padding="same", name="rgb_conv", **options)(maps)
     return keras.Model(latents, layers.Activation("linear", name="rgb", dtype="float32")(maps), name="generator")
 
