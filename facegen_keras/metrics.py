@@ -9,8 +9,8 @@ __all__ = ['CHANNELS', 'GRID', 'STAGE_SCALES', 'SIZES', 'FEATURES_SHA256', 'PATC
            'in_batches', 'frechet_distance', 'kernel_distance', 'smooth', 'laplacian_pyramid', 'sample_patches',
            'sliced_wasserstein', 'distance_blocks', 'neighbour_radii', 'neighbourhoods', 'box_mean', 'thumbnails',
            'nearest_distances', 'copying', 'layouts', 'layout_distance', 'multiscale_ssim', 'pair_scores',
-           'drawn_faces', 'make_reader', 'reader_loss', 'ModeReader', 'shares', 'mode_coverage', 'Digest', 'digest',
-           'compare', 'choose', 'take', 'evaluate', 'summary', 'circumstances', 'metrics_table', 'real_faces',
+           'drawn_faces', 'make_reader', 'reader_loss', 'disturbed', 'ModeReader', 'shares', 'mode_coverage', 'Digest',
+           'digest', 'compare', 'choose', 'take', 'evaluate', 'summary', 'circumstances', 'metrics_table', 'real_faces',
            'fid_tool', 'inception_fid']
 
 # %% ../nbs/11_metrics.ipynb #f41f4643
@@ -18,6 +18,7 @@ import hashlib
 import importlib
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -408,6 +409,28 @@ def reader_loss(
     return sum(keras.losses.sparse_categorical_crossentropy(labels[:, index], part, from_logits=True)
                for index, part in enumerate(parts))
 
+# %% ../nbs/11_metrics.ipynb #ff8bf062
+def disturbed(
+    images: np.ndarray,  # (N, S, S, 3) uint8
+    rng: np.random.Generator,
+) -> np.ndarray:  # (N, S, S, 3) uint8
+    "Pictures as a generator might make them: mirrored, blurred or too sharp, pale or garish, lit in spots, grainy."
+    def amounts(low, high, side=1):
+        return rng.uniform(low, high, (len(images), side, side, 1)).astype("float32")
+
+    def spots(most, side):
+        size = images.shape[1:3]
+        return np.asarray(ops.image.resize(amounts(-most, most, side), size, data_format="channels_last"))
+
+    mirrored = rng.random((len(images), 1, 1, 1)) < 0.5
+    faces = np.where(mirrored, images[:, :, ::-1], images).astype("float32")
+    faces += amounts(-0.7, 1.0) * (smooth(faces) - faces)
+    grey = faces.mean(-1, keepdims=True)
+    faces = grey + amounts(0.6, 1.3) * (faces - grey)
+    faces *= 1 + spots(0.2, 4) + spots(0.3, 16)
+    faces += amounts(0, 6) * rng.standard_normal(faces.shape, dtype="float32")
+    return np.clip(faces + 0.5, 0, 255).astype("uint8")
+
 # %% ../nbs/11_metrics.ipynb #d72e8249
 SURE = 0.8  # an answer of less probability does not count
 RIGHT = 0.9  # of the answers for a kind, or the kind is not judged
@@ -425,7 +448,7 @@ class ModeReader:
         progress=lambda done, total: None,  # called after each step of learning
     ):
         keras.utils.set_random_seed(0)
-        self.side = min(image_size, 64)
+        self.side, rng = min(image_size, 64), np.random.default_rng(0)
         images, labels = drawn_faces(num_faces, self.side, READER_SEED)
         total = -(-num_faces // 64) * epochs
         self.network = make_reader(self.side)
@@ -433,8 +456,11 @@ class ModeReader:
         self.network.compile(keras.optimizers.Adam(rate), loss=reader_loss)
         step = iter(range(1, total + 1))
         tell = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: progress(next(step), total))
-        self.network.fit(images, labels, batch_size=64, epochs=epochs, shuffle=False, verbose=0, callbacks=[tell])
-        self.examine(*drawn_faces(max(500, num_faces // 4), self.side, READER_SEED + 1))
+        for _ in range(epochs):
+            faces = in_batches(partial(disturbed, rng=rng), images)
+            self.network.fit(faces, labels, batch_size=64, shuffle=False, verbose=0, callbacks=[tell])
+        images, labels = drawn_faces(max(500, num_faces // 4), self.side, READER_SEED + 1)
+        self.examine(in_batches(partial(disturbed, rng=rng), images), labels)
 
     def examine(self, images, labels):
         "Sets accuracy (by attribute) and judged (indices of kinds by attribute)."

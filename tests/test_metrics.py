@@ -391,7 +391,26 @@ def test_an_answer_counts_only_if_it_is_sure():
 
 @pytest.fixture(scope="module")
 def reader():
-    return metrics.ModeReader(32, num_faces=3000, epochs=4)
+    return metrics.ModeReader(32, num_faces=3000, epochs=8)
+
+
+def test_disturbed_faces_are_the_same_faces():
+    shown = metrics.disturbed(FACES, np.random.default_rng(0))
+    assert shown.dtype == "uint8" and np.array_equal(shown, metrics.disturbed(FACES, np.random.default_rng(0)))
+    assert not np.array_equal(shown, metrics.disturbed(FACES, np.random.default_rng(1)))
+    to_face, to_mirrored = (np.abs(shown - other.astype(int)).mean((1, 2, 3)) for other in (FACES, FACES[:, :, ::-1]))
+    assert 120 < (to_mirrored < to_face).sum() < 180, "half of 300 are mirrored"
+    nearest = np.minimum(to_face, to_mirrored)
+    assert 4 < nearest.min() and nearest.max() < 60
+
+
+def test_faults_do_not_hide_which_kinds_there_are(reader):
+    real, fresh = (metrics.in_batches(reader, images) for images in (draw(1500, 79), draw(1500, 78)))
+    assert metrics.mode_coverage(fresh, real, reader.judged)[1] == []
+    for fault in (lambda faces: faces[:, :, ::-1], blurred):
+        seen = metrics.in_batches(reader, np.ascontiguousarray(fault(draw(1500, 78))))
+        scores, missing = metrics.mode_coverage(seen, real, reader.judged)
+        assert scores["kinds_covered"] > 0.9 and scores["pairs_covered"] > 0.85, (missing, scores)
 
 
 def test_a_reader_knows_what_it_can_tell(reader):
