@@ -420,7 +420,7 @@ def disturbed(
 
     def spots(most, side):
         size = images.shape[1:3]
-        return np.asarray(ops.image.resize(amounts(-most, most, side), size, data_format="channels_last"))
+        return ops.convert_to_numpy(ops.image.resize(amounts(-most, most, side), size, data_format="channels_last"))
 
     mirrored = rng.random((len(images), 1, 1, 1)) < 0.5
     faces = np.where(mirrored, images[:, :, ::-1], images).astype("float32")
@@ -448,7 +448,7 @@ class ModeReader:
         progress=lambda done, total: None,  # called after each step of learning
     ):
         keras.utils.set_random_seed(0)
-        self.side, rng = min(image_size, 64), np.random.default_rng(0)
+        self.side, disturb = min(image_size, 64), partial(disturbed, rng=np.random.default_rng(0))
         images, labels = drawn_faces(num_faces, self.side, READER_SEED)
         total = -(-num_faces // 64) * epochs
         self.network = make_reader(self.side)
@@ -457,10 +457,10 @@ class ModeReader:
         step = iter(range(1, total + 1))
         tell = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: progress(next(step), total))
         for _ in range(epochs):
-            faces = in_batches(partial(disturbed, rng=rng), images)
+            faces = in_batches(disturb, images)
             self.network.fit(faces, labels, batch_size=64, shuffle=False, verbose=0, callbacks=[tell])
         images, labels = drawn_faces(max(500, num_faces // 4), self.side, READER_SEED + 1)
-        self.examine(in_batches(partial(disturbed, rng=rng), images), labels)
+        self.examine(in_batches(disturb, images), labels)
 
     def examine(self, images, labels):
         "Sets accuracy (by attribute) and judged (indices of kinds by attribute)."

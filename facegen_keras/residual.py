@@ -69,8 +69,9 @@ def make_residual_generator(
         if level > 1:
             maps = layers.Conv2D(channels, 1, use_bias=False, name=f"up{level}_conv", **options)(maps)
             maps = layers.UpSampling2D(2, interpolation="bilinear", name=f"up{level}", dtype=dtype)(maps)
-        for letter in ("", *"bcdefgh")[:blocks]:
-            maps = residual_block(maps, num_blocks, f"level{level}{letter}", dtype)
+        for block in range(1, blocks + 1):
+            name = f"level{level}" if block == 1 else f"level{level}_block{block}"
+            maps = residual_block(maps, num_blocks, name, dtype)
     maps = layers.Conv2D(3, 3, padding="same", name="rgb_conv", **options)(maps)
     return keras.Model(latents, layers.Activation("linear", name="rgb", dtype="float32")(maps), name="generator")
 
