@@ -98,7 +98,7 @@ def test_each_record_is_that_of_its_arms(record, arms, limit):
 
 def test_drawn_faces_come_with_the_kinds_that_are_missing(tmp_path, monkeypatch):
     arms = {"one": dict(preset="demo", epochs=(1,))}
-    monkeypatch.setattr(results, "ModeReader", partial(ModeReader, num_faces=1_000))
+    monkeypatch.setattr(results, "ModeReader", partial(ModeReader, num_faces=1_000, epochs=12))
     with pytest.raises(InputError, match="seeds: expected one with drawn faces"):
         measure_arms(arms, (0, 1), "toy", str(tmp_path), count=100, small=TINY)
     record = measure_arms(arms, (0,), "toy", str(tmp_path), count=100, small=TINY)
