@@ -190,7 +190,7 @@ class Recipe(Settings):
     latent_dim: int = setting(100, "length of the latent vector", whole_number(1), "A")
     width: int = setting(64, "channels next to the image; there are more where its side is less", whole_number(1), "N")
     g_blocks: int = setting(
-        1, "residual blocks of the generator at each side of its maps", whole_number(1, 8), "P")
+        1, "residual blocks of the generator at each side of its maps", whole_number(1), "P")
     loss: str = setting(
         "noisy_labels", "noisy_labels: the article's; relativistic: real against fake, with a gradient penalty",
         one_of("noisy_labels", "relativistic"), "A, P")

@@ -448,7 +448,8 @@ class ModeReader:
         progress=lambda done, total: None,  # called after each step of learning
     ):
         keras.utils.set_random_seed(0)
-        self.side, disturb = min(image_size, 64), partial(disturbed, rng=np.random.default_rng(0))
+        self.side = min(image_size, 64)
+        disturb = partial(disturbed, rng=np.random.default_rng(0))
         images, labels = drawn_faces(num_faces, self.side, READER_SEED)
         total = -(-num_faces // 64) * epochs
         self.network = make_reader(self.side)

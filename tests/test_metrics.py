@@ -405,10 +405,10 @@ def test_disturbed_faces_are_the_same_faces():
 
 
 def test_faults_do_not_hide_which_kinds_there_are(reader):
-    real, fresh = (metrics.in_batches(reader, images) for images in (draw(1500, 79), draw(1500, 78)))
-    assert metrics.mode_coverage(fresh, real, reader.judged)[1] == []
-    for fault in (lambda faces: faces[:, :, ::-1], blurred):
-        seen = metrics.in_batches(reader, np.ascontiguousarray(fault(draw(1500, 78))))
+    fresh, real = draw(1500, 78), metrics.in_batches(reader, draw(1500, 79))
+    assert metrics.mode_coverage(metrics.in_batches(reader, fresh), real, reader.judged)[1] == []
+    for faulty in (fresh[:, :, ::-1], blurred(fresh)):
+        seen = metrics.in_batches(reader, faulty)
         scores, missing = metrics.mode_coverage(seen, real, reader.judged)
         assert scores["kinds_covered"] > 0.9 and scores["pairs_covered"] > 0.85, (missing, scores)
 
