@@ -10,7 +10,7 @@ demo: .venv/runtime  ## train a small GAN on drawn faces, in minutes
 	@echo "for the command facegen in this shell: source .venv/bin/activate"
 
 test: .venv/dev test-kaggle  ## everything that must hold; ends with pytest's summary
-	$(BIN)/nbdev_test --n_workers 1 --do_print  # each page, from its first cell to its last
+	$(BIN)/nbdev_test --n_workers 2 --do_print  # each page, from its first cell to its last
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 # Kaggle's image: Python 3.13, TensorFlow 2.20, Keras 3.13.2, Jupyter, and nothing that only development needs.
