@@ -18,9 +18,10 @@ test-kaggle:
 	@python=; for p in python3.13 "$$PYENV_ROOT"/versions/3.13*/bin/python3.13; do \
 	  if "$$p" -c "import venv" 2>/dev/null; then python=$$p; break; fi; done; \
 	if [ -z "$$python" ]; then echo "Kaggle's versions: not tested, no Python 3.13 here"; \
-	else $(MAKE) --no-print-directory .venv-kaggle/ready PYTHON="$$python" && \
-	  .venv-kaggle/bin/pytest -q tests/test_parity.py tests/test_runtime.py && \
-	  .venv-kaggle/bin/python -m pytest -q tests/test_kernel_sessions.py -k offline; fi
+	else $(MAKE) --no-print-directory .venv-kaggle/ready PYTHON="$$python" || exit; \
+	  .venv-kaggle/bin/python -m pytest -q tests/test_kernel_sessions.py -k offline & session=$$!; \
+	  .venv-kaggle/bin/pytest -q tests/test_parity.py tests/test_runtime.py; result=$$?; \
+	  wait $$session && exit $$result; fi
 
 readme: README.md  ## README.md from nbs/index.ipynb; cells with nbdev directives stay out
 README.md: nbs/index.ipynb

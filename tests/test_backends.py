@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,12 +21,14 @@ pytest.importorskip("jax")
 
 TESTS = Path(__file__).parent
 SETTINGS = ["image_size=32", "width=2", "batch_size=4", "limit=40", "epochs=6", "save_minutes=0"]
+COMPILED = tempfile.TemporaryDirectory()  # by JAX, for all processes: what another has compiled is read in a second
 NO_TENSORFLOW = "import sys; sys.modules['tensorflow'] = None; from facegen_keras.cli import main; main(sys.argv[1:])"
 
 
 def start(*command, backend="jax", **environment):
+    cache = {"JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, env={**os.environ, "KERAS_BACKEND": backend, **environment})
+                            text=True, env={**os.environ, "KERAS_BACKEND": backend, **cache, **environment})
 
 
 def run(*command, backend="jax", **environment):
