@@ -188,12 +188,15 @@ class Recipe(Settings):
         "uniform", "what latent vectors are drawn from: uniform in [-1, 1], or standard normal",
         one_of("uniform", "normal"), "A, P")
     latent_dim: int = setting(100, "length of the latent vector", whole_number(1), "A")
+    components: int = setting(
+        0, "Gaussians in the mixture that normal latents become first, see 04c_encoder; 0: none", whole_number(0), "P")
     width: int = setting(64, "channels next to the image; there are more where its side is less", whole_number(1), "N")
     g_blocks: int = setting(
         1, "residual blocks of the generator at each side of its maps", whole_number(1), "P")
     loss: str = setting(
-        "noisy_labels", "noisy_labels: the article's; relativistic: real against fake, with a gradient penalty",
-        one_of("noisy_labels", "relativistic"), "A, P")
+        "noisy_labels", "noisy_labels: the article's; relativistic: real against fake, with a gradient penalty; "
+        "variational: an encoder instead of a discriminator, see 04c_encoder",
+        one_of("noisy_labels", "relativistic", "variational"), "A, P")
     gamma: tuple = setting(
         (0.0, 0.0), "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",
         first_and_last(1e6), "P")
@@ -226,8 +229,14 @@ class Recipe(Settings):
         if self.networks == "dcgan" and self.g_blocks != 1:
             raise input_error("g_blocks", "1 with networks=dcgan, which has no such blocks", self.g_blocks,
                               "set networks=residual")
-        if self.loss == "noisy_labels" and self.gamma != (0, 0):
-            raise input_error("gamma", "0,0 with loss=noisy_labels, which has no penalty", self.gamma, "set gamma=0,0")
+        if self.loss != "relativistic" and self.gamma != (0, 0):
+            raise input_error("gamma", f"0,0 with loss={self.loss}, which has no penalty", self.gamma, "set gamma=0,0")
+        if self.components and (self.networks, self.latents) != ("residual", "normal"):
+            raise input_error("components", "0 without networks=residual and latents=normal", self.components,
+                              "set components=0")
+        if self.loss == "variational" and not self.components:
+            raise input_error("components", "at least 1 with loss=variational, which fits them to the encoder's codes",
+                              self.components, "set components=128")
 
 # %% ../nbs/00_config.ipynb #ed907cfa
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +249,9 @@ class RunConfig(Recipe):
     crop: str = setting(
         "auto", "article (inferred box of aligned CelebA), square, none; auto: article for CelebA, else square",
         one_of("auto", "article", "square", "none"), "P")
+    start: str | None = setting(
+        None, "a run whose averaged generator this one begins with; none: a fresh one",
+        Rule("none or a folder", lambda value: value is None or any_text.accepts(value)), "P")
     flip: bool = setting(True, "mirror half of the real images left to right", one_of(True, False), "N")
     limit: int | None = setting(
         None, "use at most so many images; none: all (toy: 4,000)", optional_count, "P")

@@ -10,6 +10,7 @@ __all__ = ['DTYPES', 'EMA_RAMP', 'MAKERS', 'LOGGED', 'fixed_latents', 'batch_nor
 
 # %% ../nbs/06_gan.ipynb #2aae2310
 import re
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -17,6 +18,7 @@ import numpy as np
 from keras import ops
 
 from .config import RunConfig, input_error
+from .encoder import Mixture, make_residual_encoder
 from .faces import to_pixels
 from .losses import add_input_noise, draw_from_range
 from .networks import make_discriminator, make_generator
@@ -188,7 +190,8 @@ def generate_faces(
 MAKERS = {"dcgan": (make_generator, make_discriminator),
           "residual": (make_residual_generator, make_residual_discriminator)}
 LOGGED = {"noisy_labels": ("d_loss", "g_loss", "d_accuracy_real", "d_accuracy_fake"),
-          "relativistic": ("d_loss", "g_loss", "d_accuracy_pairs", "penalty")}  # what an update gives
+          "relativistic": ("d_loss", "g_loss", "d_accuracy_pairs", "penalty"),
+          "variational": ("redrawing_loss", "divergence")}  # what an update gives
 
 
 def make_networks(config: RunConfig) -> tuple[keras.Model, keras.Model]:  # generator, discriminator
@@ -197,10 +200,15 @@ def make_networks(config: RunConfig) -> tuple[keras.Model, keras.Model]:  # gene
     g_dtype = d_dtype = DTYPES[choose_precision(config.precision)]
     if config.loss == "relativistic" and d_dtype == "mixed_float16":
         d_dtype = "float32"  # the gradients whose length is the penalty are too small for float16
+    if config.loss == "variational" and d_dtype == "mixed_float16":
+        g_dtype = d_dtype = "float32"  # one loss of two optimizers, each of which would scale it
     make_g, make_d = MAKERS[config.networks]
-    blocks = {"blocks": config.g_blocks} if config.networks == "residual" else {}
-    networks = (make_g(config.image_size, config.latent_dim, config.width, g_dtype, **blocks),
-                make_d(config.image_size, config.width, d_dtype))
+    more = {"blocks": config.g_blocks} if config.networks == "residual" else {}
+    if config.components:  # only the encoder's codes teach it
+        more["first"] = Mixture(config.components, name="mixture", trainable=config.loss == "variational")
+    encoder = partial(make_residual_encoder, config.image_size, config.latent_dim)
+    networks = (make_g(config.image_size, config.latent_dim, config.width, g_dtype, **more),
+                (encoder if config.loss == "variational" else partial(make_d, config.image_size))(config.width, d_dtype))
     for network in networks:
         backend.speed_up(network)
         for norm in batch_norms(network):
@@ -252,6 +260,8 @@ def update_networks(
     if gan.config.loss == "relativistic":
         gamma = ops.cast(at_step(gan.gamma, gan.d_optimizer.iterations), "float32")
         return backend.relativistic_update(*networks, real_images, latents, gamma)
+    if gan.config.loss == "variational":
+        return backend.variational_update(*networks, real_images, latents)
     return backend.adversarial_update(*networks, real_images, latents, label_factor)
 
 # %% ../nbs/06_gan.ipynb #d349a1c5
@@ -260,7 +270,7 @@ class FaceGAN(keras.Model):
 
     def __init__(self, generator, discriminator, config: RunConfig):
         super().__init__(name="face_gan")
-        self.generator, self.discriminator, self.config = generator, discriminator, config
+        self.generator, self.discriminator, self.config = generator, discriminator, config  # variational: an encoder
         self.ema_generator = averaged_copy(generator)
         self.seed_generator = keras.random.SeedGenerator(config.seed)
         rng = np.random.default_rng([config.seed, 1])

@@ -58,12 +58,14 @@ def make_residual_generator(
     width: int = 32,  # channels of the last feature map
     dtype: str = "float32",  # a Keras dtype policy; the pictures are float32 in any case
     blocks: int = 1,  # at each side
+    first: layers.Layer | None = None,  # what the latents go through before anything else; None: nothing
 ) -> keras.Model:  # (B, latent_dim) float32 -> (B, image_size, image_size, 3) float32, about [-1, 1]
     "Residual blocks for each side from 4 to that of the picture."
     smallest, *others = reversed(level_channels(image_size, width))
     num_blocks, options = blocks * (1 + len(others)), dict(dtype=dtype, kernel_initializer=keeping_size())
     latents = keras.Input((latent_dim,))
-    maps = layers.Dense(SMALLEST_SIDE**2 * smallest, name="base", **options)(latents)
+    codes = first(latents) if first else latents
+    maps = layers.Dense(SMALLEST_SIDE**2 * smallest, name="base", **options)(codes)
     maps = layers.Reshape((SMALLEST_SIDE, SMALLEST_SIDE, smallest), name="base_map", dtype=dtype)(maps)
     for level, channels in enumerate((smallest, *others), start=1):
         if level > 1:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['engine', 'num_replicas', 'values', 'assign', 'make_images', 'adversarial_update', 'apply', 'relativistic_update',
-           'move_towards', 'train_step', 'as_data', 'as_pure', 'compiled', 'own_rows', 'process', 'agree',
-           'has_lost_another', 'over_devices', 'accelerator_precision', 'speed_up', 'speed_up_adam', 'most_held']
+           'variational_update', 'move_towards', 'train_step', 'as_data', 'as_pure', 'compiled', 'own_rows', 'process',
+           'agree', 'has_lost_another', 'over_devices', 'accelerator_precision', 'speed_up', 'speed_up_adam',
+           'most_held']
 
 # %% ../nbs/05b_step_jax.ipynb #6a200df8
 import contextlib
@@ -19,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from .config import input_error
+from .encoder import variational_loss
 from .losses import (
     FAKE, REAL, accuracy, discriminator_loss, generator_loss, gradient_penalty, pair_accuracy, relativistic_loss)
 
@@ -136,6 +138,28 @@ def relativistic_update(
     pixel_gradient = logit_gradient[:, :, None, None] * jax.numpy.split(pixel_gradients, 2)[1]
     apply(g_optimizer, to_weights(pixel_gradient), generator.trainable_variables)
     return d_loss, g_loss, pair_accuracy(real_logits, fake_logits), penalty
+
+# %% ../nbs/05b_step_jax.ipynb #a915ce7f
+def variational_update(
+    generator: keras.Model,  # latents -> images, with a `Mixture`
+    encoder: keras.Model,  # images -> means and log variances of codes
+    g_optimizer: keras.optimizers.Optimizer,  # of the generator, built
+    e_optimizer: keras.optimizers.Optimizer,  # of the encoder, built
+    real_images,  # (B, S, S, 3) float32
+    noise,  # (B, latent_dim) float32, standard normal
+):  # two scalars float32: the error of redrawn faces, the divergence of their codes
+    "Both networks' updates, by one loss."
+    weights = encoder.trainable_variables, generator.trainable_variables
+    pure_loss = as_pure(lambda: variational_loss(generator, encoder, real_images, noise), itertools.chain(*weights))
+
+    def judge(arrays):
+        (loss, error, divergence), _ = pure_loss(itertools.chain(*arrays))
+        return loss, (error, divergence)
+
+    gradients, seen = jax.grad(judge, has_aux=True)(tuple(map(values, weights)))
+    for optimizer, ours, variables in zip((e_optimizer, g_optimizer), gradients, weights):
+        apply(optimizer, ours, variables)
+    return seen
 
 # %% ../nbs/05b_step_jax.ipynb #a56ff1c9
 def move_towards(

@@ -9,8 +9,8 @@ __all__ = ['LINES_PER_EPOCH', 'COLLAPSED', 'FEW_STEPS', 'MOST_FRAMES', 'KAGGLE_H
            'restore', 'settle_log', 'log_length', 'DrawPictures', 'variety', 'some_real_faces', 'film', 'write_film',
            'stop_on_signals', 'deadline_after', 'StopInTime', 'SaveState', 'save', 'newest_place', 'note_unreadable',
            'write_status', 'disk_trouble', 'say', 'in_words', 'plan', 'forecast', 'ShowForecast', 'progress_line',
-           'bar_text', 'ShowLines', 'ShowBar', 'recover', 'WatchImages', 'run_session', 'train_until_stopped',
-           'paused_by_errors', 'finish', 'train', 'go_on']
+           'losses_text', 'bar_text', 'ShowLines', 'ShowBar', 'recover', 'WatchImages', 'run_session',
+           'train_until_stopped', 'paused_by_errors', 'finish', 'train', 'go_on']
 
 # %% ../nbs/08_training.ipynb #fc1979d2
 import contextlib
@@ -36,9 +36,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import facegen_keras
 from .checkpoint import (
-    ANOTHER_RUN, Onlooker, Place, Run, checkpoints, delete_run, finite_state, half_written, lock_run, place_in_name,
-    refuse_another_run,
-    refuse_folder, restore_newest, save_checkpoint, unusable_out)
+    ANOTHER_RUN, Onlooker, Place, Run, begin_with, check_start, checkpoints, delete_run, finite_state, half_written,
+    lock_run, place_in_name, refuse_another_run, refuse_folder, restore_newest, save_checkpoint, unusable_out)
 from .config import InputError, RunConfig, TrainingDiverged, input_error, sync
 from .faces import Faces, check_faces, load_faces, readable_face, require_readable, spread
 from .gan import FaceGAN, backend, choose_precision, start_moving_statistics
@@ -635,7 +634,7 @@ class ShowForecast(keras.callbacks.Callback):
             self.steps += 1
             enough = self.steps >= self.LEAST_STEPS and time.perf_counter() - self.start >= self.LEAST_SECONDS
             if self.session.steps_left and (enough or self.session.epoch_complete):
-                float(logs["d_loss"])  # waits for the device
+                float(next(iter(logs.values())))  # waits for the device
                 self.session.report(forecast(self.session, (time.perf_counter() - self.start) / self.steps))
                 self.steps = None
 
@@ -647,8 +646,17 @@ def progress_line(
 ) -> str:
     "A line of the log as a person reads it."
     told = ", ".join(f"{name[11:]} {share:4.0%}" for name, share in line.items() if name.startswith("d_accuracy_"))
-    return (f"epoch {line['epoch']:6.2f}/{epochs}  d_loss {line['d_loss']:.3f}  g_loss {line['g_loss']:.3f}  "
-            f"told right: {told}  {images_per_s:.1f} images/s")
+    told = f"told right: {told}" if told else f"divergence {line['divergence']:.1f}"
+    return f"epoch {line['epoch']:6.2f}/{epochs}  {losses_text(line, 3, '  ')}  {told}  {images_per_s:.1f} images/s"
+
+
+def losses_text(
+    line: dict,  # of the log
+    digits: int,  # after the point
+    between: str = " ",
+) -> str:
+    "The losses of a line, by name."
+    return between.join(f"{name} {value:.{digits}f}" for name, value in line.items() if name.endswith("_loss"))
 
 
 def bar_text(
@@ -660,8 +668,7 @@ def bar_text(
     if line is None:
         return "compiling the first step"
     epoch = math.floor(10 * line["epoch"]) / 10
-    return (f"epoch {epoch:.1f}/{epochs}  d_loss {line['d_loss']:.2f} g_loss {line['g_loss']:.2f} "
-            f"{images_per_s:5.0f} images/s")
+    return f"epoch {epoch:.1f}/{epochs}  {losses_text(line, 2)} {images_per_s:5.0f} images/s"
 
 
 class ShowLines(keras.callbacks.Callback):
@@ -869,6 +876,8 @@ def train(
         before = run.config  # not of a run: somebody else's file, and nothing here is ours to delete
         if going_on:
             refuse_another_run(before, config)
+    if not going_on:
+        check_start(config)
     listed = going_on and config.data != "toy" and run.read("images.json.gz", list)  # the limit has done its work
     faces = load_faces(config.data, config.image_size, config.crop, None if listed else config.limit, config.seed)
     bad = choose_images(run if going_on else None, config, faces, report)
@@ -901,6 +910,8 @@ def go_on(session: Session) -> None:
     config = session.config
     gan = FaceGAN.from_run_config(config)
     if not restore(gan, session):
+        if config.start:
+            begin_with(gan, config.start)
         start_moving_statistics(gan.generator, gan.latents(config.batch_size, config.seed))
         gan.ema_generator.set_weights(gan.generator.get_weights())
     backend.agree(False)  # once all have read the checkpoint, it may be replaced

@@ -64,24 +64,30 @@ LN_2 = math.log(2)
 
 
 def loss_curves(
-    records: list[dict],  # each with epoch (float), d_loss, g_loss and what else begins with d_accuracy
+    records: list[dict],  # of a log: epoch (float), what ends with _loss, and d_accuracy_... or divergence
     title: str = "",  # e.g. what was trained
-) -> Figure:  # two panels: losses, accuracies
-    "Losses in nats and the discriminator's accuracies over the epochs, with theory's lines."
+) -> Figure:  # two panels: losses, accuracies (of an encoder: errors, divergence)
+    "What a log says of losses over the epochs, with theory's lines for those of a GAN."
     figure = Figure(figsize=(9, 3.2), dpi=80, layout="constrained")
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    loss_axes, other_axes = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
-    accuracies = [key for key in (records or [{}])[0] if key.startswith("d_accuracy")]
-    for axes, keys in ((loss_axes, ("d_loss", "g_loss")), (accuracy_axes, accuracies)):
+    known = list((records or [{}])[0])
+    losses = [key for key in known if key.endswith("_loss")]
+    others = [key for key in known if key.startswith(("d_accuracy", "divergence"))]
+    for axes, keys in ((loss_axes, losses), (other_axes, others)):
         for key in keys:
             axes.plot(epochs, [record[key] for record in records], lw=1.2, label=key)
         axes.set_xlabel("epoch")
         axes.spines[["top", "right"]].set_visible(False)
-    loss_axes.axhline(LN_2, color="grey", lw=0.8, ls="--", label="ln 2")
-    loss_axes.set_ylabel("loss, nats")
-    accuracy_axes.axhline(0.5, color="grey", lw=0.8, ls="--", label="one half")
-    accuracy_axes.set(ylabel="accuracy", ylim=(-0.02, 1.02))
-    for axes in (loss_axes, accuracy_axes):
+    if "divergence" in known:
+        loss_axes.set(ylabel="half the squared error of a face", yscale="log")
+        other_axes.set_ylabel("nats")
+    else:
+        loss_axes.axhline(LN_2, color="grey", lw=0.8, ls="--", label="ln 2")
+        loss_axes.set_ylabel("loss, nats")
+        other_axes.axhline(0.5, color="grey", lw=0.8, ls="--", label="one half")
+        other_axes.set(ylabel="accuracy", ylim=(-0.02, 1.02))
+    for axes in (loss_axes, other_axes):
         axes.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure

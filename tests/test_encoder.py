@@ -1,0 +1,146 @@
+"""Runs with an encoder in the discriminator's place, and runs that begin with what they have learned."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from facegen_keras.checkpoint import Run, checkpoints
+from facegen_keras.config import InputError, RunConfig
+from facegen_keras.encoder import DETAIL, PIXEL_STD, variational_loss
+from facegen_keras.gan import FaceGAN
+from facegen_keras.training import train
+
+SMALL = dict(image_size=32, width=4, latent_dim=8, components=3, batch_size=8, limit=40, precision="float32")
+VARIATIONAL = SMALL | dict(loss="variational", gamma=(0, 0), g_learning_rate=1e-3, d_learning_rate=1e-3)
+
+
+def quiet(line):
+    pass
+
+
+def arrays(variables):
+    return [keras.ops.convert_to_numpy(variable) for variable in variables]
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1, 1, (8, 32, 32, 3)).astype("float32"), rng.normal(size=(8, 8)).astype("float32")
+
+
+def updates():
+    "What four updates on a batch give, and where they lead."
+    gan = FaceGAN.from_run_config(RunConfig.preset("small", **VARIATIONAL))
+    rng = np.random.default_rng(1)
+    for variable in gan.generator.variables + gan.discriminator.variables:  # the same under both backends
+        variable.assign(0.1 * rng.normal(size=variable.shape))
+    seen = [[float(value) for value in gan.update(*batch(), 1.0)] for _ in range(4)]
+    return seen, [float(np.abs(array).sum()) for array in arrays(gan.generator.variables + gan.discriminator.variables)]
+
+
+def test_the_loss_is_what_its_page_says():
+    """By hand: one Gaussian is the prior, so that the divergence is a textbook's."""
+    gan = FaceGAN.from_run_config(RunConfig.preset("small", **VARIATIONAL | {"components": 1}))
+    mixture = gan.generator.get_layer("mixture")
+    for name, value in (("means", 0.0), ("log_scales", 0.0)):  # a standard normal one
+        variable = getattr(mixture, name)
+        variable.assign(np.full(variable.shape, value))
+    images = np.repeat(batch()[0][:1], 4_000, 0)
+    noise = np.random.default_rng(0).normal(size=(4_000, 8)).astype("float32")
+    loss, error, divergence = map(float, variational_loss(gan.generator, gan.discriminator, images, noise))
+    means, log_variances = np.split(arrays([gan.discriminator(images[:1])])[0][0], 2)
+    textbook = 0.5 * (means**2 + np.exp(log_variances) - 1 - log_variances).sum()
+    assert divergence + 4 == pytest.approx(textbook + 4, rel=0.05)  # 4: half the length, about the noise of the estimate
+    assert loss == pytest.approx(error + PIXEL_STD**2 * divergence, rel=1e-5)
+    codes = (means + np.exp(log_variances / 2) * noise).astype("float32")
+    draw = keras.Model(mixture.output, gan.generator.output)
+    errors = arrays([draw(codes[:100])])[0].astype(float) - images[:100]
+    padded = np.pad(errors, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    counts = np.pad(np.ones((32, 32)), 1)
+    sums, neighbours = (sum(array[..., y:y + 32, x:x + 32] for y in range(3) for x in range(3)) for array in (
+        padded.transpose(0, 3, 1, 2), counts))
+    fine = errors - (sums / neighbours).transpose(0, 2, 3, 1)
+    by_hand = 0.5 * (errors**2 + DETAIL * fine**2).sum((1, 2, 3)).mean()
+    assert error == pytest.approx(by_hand, rel=0.02)
+
+
+def test_both_backends_make_the_same_updates():
+    pytest.importorskip("jax")
+    code = "import json, test_encoder; print(json.dumps(test_encoder.updates()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.path.dirname(__file__),
+                          env={**os.environ, "KERAS_BACKEND": "jax"})
+    assert done.returncode == 0, done.stderr
+    (seen, sums), (jax_seen, jax_sums) = updates(), json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(jax_seen, seen, rtol=1e-4)
+    np.testing.assert_allclose(jax_sums, sums, rtol=1e-3)
+    assert seen[-1][0] < seen[0][0], "it learns"
+
+
+def last_state(out):
+    with np.load(checkpoints(out / "checkpoints")[-1]) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "variational"
+    train(RunConfig.preset("small", **VARIATIONAL, epochs=2, out=str(out)), report=quiet)
+    return out
+
+
+def test_a_run_with_an_encoder_resumes_exactly(first_run, tmp_path):
+    config = RunConfig.preset("small", **VARIATIONAL, epochs=2, out=str(tmp_path / "broken"))
+    assert train(config, hours=0, report=quiet).status["state"] == "paused"
+    lines = []
+    assert train(config, report=lines.append).status["state"] == "finished"
+    assert (tmp_path / "broken/log.jsonl").read_bytes() == (first_run / "log.jsonl").read_bytes()
+    broken, unbroken = last_state(tmp_path / "broken"), last_state(first_run)
+    assert broken.keys() == unbroken.keys()
+    assert all(np.array_equal(broken[name], unbroken[name]) for name in unbroken)
+    told = [line for line in lines if "redrawing_loss" in line]
+    assert told and "divergence" in told[-1] and "told right" not in told[-1]
+    assert FaceGAN.load(first_run).generate(4).shape == (4, 32, 32, 3)
+
+
+def test_a_gan_begins_with_what_an_encoder_has_taught(first_run, tmp_path):
+    config = RunConfig.preset("small", **SMALL, epochs=1, start=str(first_run), out=str(tmp_path / "gan"),
+                              g_learning_rate=1e-9, final_rate=1.0)
+    run = train(config, report=quiet)
+    assert run.status["state"] == "finished"
+    taught, gan = FaceGAN.load(first_run), FaceGAN.load(tmp_path / "gan")
+    for old, new in zip(arrays(taught.ema_generator.variables), arrays(gan.generator.variables), strict=True):
+        np.testing.assert_allclose(new, old, atol=1e-6)
+    before = arrays(gan.generator.get_layer("mixture").variables)
+    gan.g_optimizer.learning_rate = 1e-2
+    gan.update(*batch(), 1.0)
+    after = arrays(gan.generator.get_layer("mixture").variables)
+    assert all(map(np.array_equal, before, after)), "only an encoder teaches the mixture"
+    moved = [not np.array_equal(old, new) for old, new in zip(
+        arrays(taught.ema_generator.variables), arrays(gan.generator.variables), strict=True)]
+    assert any(moved)
+
+
+@pytest.mark.parametrize(("changes", "line"), [
+    (dict(width=8), "width, with start=.*: expected 4, got 8; set width as in that run"),
+    (dict(components=0), "components, with start=.*: expected 3, got 0"),
+    (dict(start="nowhere"), "start: expected a folder that holds a run, got 'nowhere'")])
+def test_another_generator_is_refused_before_anything_is_written(first_run, tmp_path, changes, line):
+    config = RunConfig.preset("small", **SMALL | dict(start=str(first_run), out=str(tmp_path / "gan")) | changes)
+    with pytest.raises(InputError, match=line):
+        train(config, report=quiet)
+    assert not Run(tmp_path / "gan").exists()
+
+
+@pytest.mark.parametrize(("changes", "line"), [
+    (dict(components=0), "components: expected at least 1 with loss=variational"),
+    (dict(networks="dcgan", loss="noisy_labels"), "components: expected 0 without networks=residual"),
+    (dict(gamma=(2, 1)), "gamma: expected 0,0 with loss=variational"),
+    (dict(start=""), "start: expected none or a folder")])
+def test_settings_that_do_not_go_together_are_refused(changes, line):
+    with pytest.raises(InputError, match=line):
+        dataclasses.replace(RunConfig.preset("small", **VARIATIONAL), **changes)
