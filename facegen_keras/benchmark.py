@@ -29,7 +29,8 @@ from .losses import discriminator_loss, generator_loss
 from .networks import channel_ladder, make_discriminator, make_generator
 
 # %% ../nbs/30_benchmark.ipynb #1cd0f530
-PRODUCTS = {"published": (6, 11), "keras": (4, 8), "package": (3, 8), "modern": (3, 12), "variational": (3, 3)}  # passes of both networks
+PRODUCTS = {"published": (6, 11), "keras": (4, 8), "package": (3, 8), "modern": (3, 12),
+            "variational": (3, 3)}  # passes of both networks
 BY_LOSS = {"noisy_labels": "package", "relativistic": "modern", "variational": "variational"}
 
 

@@ -7,7 +7,7 @@ __all__ = ['DIGEST_BYTES', 'NAME', 'KEEP', 'FREE_SETTINGS', 'ANOTHER_RUN', 'GENE
            'write_state', 'DigestingFile', 'DamagedCheckpoint', 'verify_checkpoint', 'Place', 'checkpoints',
            'place_in_name', 'finite_state', 'save_checkpoint', 'restore_checkpoint', 'restore_newest', 'Run',
            'Onlooker', 'read_config', 'read_lines', 'refuse_folder', 'refuse_another_run', 'unusable_out', 'lock_run',
-           'half_written', 'delete_run', 'load_gan', 'check_start', 'begin_with']
+           'half_written', 'delete_run', 'load_gan', 'check_start', 'begin_with_another']
 
 # %% ../nbs/07_checkpoint.ipynb #41630a34
 import contextlib
@@ -407,21 +407,24 @@ GENERATOR_SETTINGS = ("image_size", "networks", "latents", "latent_dim", "compon
 
 
 def check_start(config: RunConfig) -> None:  # of a run that is to begin
-    "Raises unless `config.start` is a run with a generator of the same kind, or none."
+    "Raises unless `config.start` is another run that has a generator of the same kind, or none."
     if config.start is None:
         return
-    if not Run(config.start).exists():
-        raise input_error("start", "a folder that holds a run", config.start, "train one first, or leave it out")
-    theirs = Run(config.start).config
+    run = Run(config.start)
+    result = run.directory / "generator.keras"
+    if not run.exists() or not (result.is_file() or checkpoints(run.directory / "checkpoints")):
+        raise input_error("start", "a folder that holds a run with a checkpoint", config.start,
+                          "train one first, or leave it out")
+    if run.directory.resolve() == Path(config.out).resolve():
+        raise input_error("start", f"another run than out, {config.out}", config.start, "choose another --out")
+    theirs = run.config
     for name in GENERATOR_SETTINGS:
         if getattr(theirs, name) != getattr(config, name):
             raise input_error(f"{name}, with start={config.start}", repr(getattr(theirs, name)), getattr(config, name),
                               f"set {name} as in that run")
 
 
-def begin_with(
-    gan: FaceGAN,
-    directory: Path,  # of another run, with such a generator
-) -> None:
-    "Gives a fresh GAN the averaged generator of a run."
-    gan.generator.set_weights(load_gan(directory).ema_generator.get_weights())
+def begin_with_another(gan: FaceGAN) -> None:
+    "Gives a fresh GAN the averaged generator of `config.start`."
+    check_start(gan.config)
+    gan.generator.set_weights(load_gan(gan.config.start).ema_generator.get_weights())

@@ -201,7 +201,7 @@ class Recipe(Settings):
         (0.0, 0.0), "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",
         first_and_last(1e6), "P")
     batch_size: int = setting(64, "real images a step, and as many generated ones", whole_number(2), "A")
-    d_learning_rate: float = setting(4e-5, "Adam's step size, discriminator", between(0, 1), "N")
+    d_learning_rate: float = setting(4e-5, "Adam's step size, discriminator or encoder", between(0, 1), "N")
     g_learning_rate: float = setting(2e-4, "Adam's step size, generator", between(0, 1), "N")
     final_rate: float = setting(1.0, "what both step sizes are multiplied by in the end", number_from(1e-6, 10), "P")
     beta_1: float = setting(0.5, "Adam's decay of the mean gradient", number_from(0, 1), "N")
@@ -226,6 +226,9 @@ class Recipe(Settings):
         if self.loss == "relativistic" and self.networks != "residual":
             raise input_error("networks", "residual with loss=relativistic: batch norm makes what is said of one "
                               "picture depend on the others", self.networks, "set networks=residual")
+        if self.loss == "variational" and self.networks != "residual":
+            raise input_error("networks", "residual with loss=variational: the encoder is built so", self.networks,
+                              "set networks=residual")
         if self.networks == "dcgan" and self.g_blocks != 1:
             raise input_error("g_blocks", "1 with networks=dcgan, which has no such blocks", self.g_blocks,
                               "set networks=residual")
@@ -233,10 +236,13 @@ class Recipe(Settings):
             raise input_error("gamma", f"0,0 with loss={self.loss}, which has no penalty", self.gamma, "set gamma=0,0")
         if self.components and (self.networks, self.latents) != ("residual", "normal"):
             raise input_error("components", "0 without networks=residual and latents=normal", self.components,
-                              "set components=0")
+                              "set networks=residual and latents=normal, or components=0")
         if self.loss == "variational" and not self.components:
             raise input_error("components", "at least 1 with loss=variational, which fits them to the encoder's codes",
                               self.components, "set components=128")
+        if self.loss == "variational" and self.input_noise_range != (0, 0):
+            raise input_error("input_noise_range", "0,0 with loss=variational, which would learn to draw the noise",
+                              self.input_noise_range, "set input_noise_range=0,0")
 
 # %% ../nbs/00_config.ipynb #ed907cfa
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +271,12 @@ class RunConfig(Recipe):
         0.01, "the run stops if more than this share of the images cannot be used", number_from(0, 1), "P")
     save_minutes: float = setting(
         5, "save at least so often, minutes; 0: after each step", number_from(0, 10_000), "P")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.components and self.loss != "variational" and not self.start:
+            raise input_error("components", f"0 with loss={self.loss} and no start: nothing would fit the mixture",
+                              self.components, "name a run with loss=variational as start, or set components=0")
 
 # %% ../nbs/00_config.ipynb #1654a60c
 MODERN = dict(networks="residual", latents="normal", latent_dim=128, loss="relativistic", final_rate=0.25,

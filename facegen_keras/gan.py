@@ -191,7 +191,7 @@ MAKERS = {"dcgan": (make_generator, make_discriminator),
           "residual": (make_residual_generator, make_residual_discriminator)}
 LOGGED = {"noisy_labels": ("d_loss", "g_loss", "d_accuracy_real", "d_accuracy_fake"),
           "relativistic": ("d_loss", "g_loss", "d_accuracy_pairs", "penalty"),
-          "variational": ("redrawing_loss", "divergence")}  # what an update gives
+          "variational": ("reconstruction_loss", "divergence")}  # what an update gives
 
 
 def make_networks(config: RunConfig) -> tuple[keras.Model, keras.Model]:  # generator, discriminator
@@ -207,8 +207,9 @@ def make_networks(config: RunConfig) -> tuple[keras.Model, keras.Model]:  # gene
     if config.components:  # only the encoder's codes teach it
         more["first"] = Mixture(config.components, name="mixture", trainable=config.loss == "variational")
     encoder = partial(make_residual_encoder, config.image_size, config.latent_dim)
+    make_second = encoder if config.loss == "variational" else partial(make_d, config.image_size)
     networks = (make_g(config.image_size, config.latent_dim, config.width, g_dtype, **more),
-                (encoder if config.loss == "variational" else partial(make_d, config.image_size))(config.width, d_dtype))
+                make_second(config.width, d_dtype))
     for network in networks:
         backend.speed_up(network)
         for norm in batch_norms(network):
@@ -266,11 +267,11 @@ def update_networks(
 
 # %% ../nbs/06_gan.ipynb #d349a1c5
 class FaceGAN(keras.Model):
-    "A generator and a discriminator that train against each other."
+    "A generator and a discriminator that train against each other; or an encoder in the latter's place."
 
     def __init__(self, generator, discriminator, config: RunConfig):
         super().__init__(name="face_gan")
-        self.generator, self.discriminator, self.config = generator, discriminator, config  # variational: an encoder
+        self.generator, self.discriminator, self.config = generator, discriminator, config
         self.ema_generator = averaged_copy(generator)
         self.seed_generator = keras.random.SeedGenerator(config.seed)
         rng = np.random.default_rng([config.seed, 1])

@@ -117,7 +117,7 @@ def variational_update(
     e_optimizer: keras.optimizers.Optimizer,  # of the encoder, built
     real_images,  # (B, S, S, 3) float32
     noise,  # (B, latent_dim) float32, standard normal
-):  # two scalars float32: the error of redrawn faces, the divergence of their codes
+):  # two scalars float32: the reconstruction loss, the divergence of the codes
     "Both networks' updates, by one loss."
     with tf.GradientTape() as tape:
         loss, error, divergence = variational_loss(generator, encoder, real_images, noise)

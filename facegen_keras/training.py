@@ -35,9 +35,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import facegen_keras
-from .checkpoint import (
-    ANOTHER_RUN, Onlooker, Place, Run, begin_with, check_start, checkpoints, delete_run, finite_state, half_written,
-    lock_run, place_in_name, refuse_another_run, refuse_folder, restore_newest, save_checkpoint, unusable_out)
+from facegen_keras.checkpoint import (
+    ANOTHER_RUN, Onlooker, Place, Run, begin_with_another, check_start, checkpoints, delete_run, finite_state,
+    half_written, lock_run, place_in_name, refuse_another_run, refuse_folder, restore_newest, save_checkpoint,
+    unusable_out)
 from .config import InputError, RunConfig, TrainingDiverged, input_error, sync
 from .faces import Faces, check_faces, load_faces, readable_face, require_readable, spread
 from .gan import FaceGAN, backend, choose_precision, start_moving_statistics
@@ -911,8 +912,9 @@ def go_on(session: Session) -> None:
     gan = FaceGAN.from_run_config(config)
     if not restore(gan, session):
         if config.start:
-            begin_with(gan, config.start)
-        start_moving_statistics(gan.generator, gan.latents(config.batch_size, config.seed))
+            begin_with_another(gan)
+        else:
+            start_moving_statistics(gan.generator, gan.latents(config.batch_size, config.seed))
         gan.ema_generator.set_weights(gan.generator.get_weights())
     backend.agree(False)  # once all have read the checkpoint, it may be replaced
     report(plan(session))

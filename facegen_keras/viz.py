@@ -80,7 +80,7 @@ def loss_curves(
         axes.set_xlabel("epoch")
         axes.spines[["top", "right"]].set_visible(False)
     if "divergence" in known:
-        loss_axes.set(ylabel="half the squared error of a face", yscale="log")
+        loss_axes.set(ylabel="reconstruction loss of a face", yscale="log")
         other_axes.set_ylabel("nats")
     else:
         loss_axes.axhline(LN_2, color="grey", lw=0.8, ls="--", label="ln 2")
