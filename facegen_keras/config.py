@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['any_text', 'optional_count', 'MODERN', 'PRESETS', 'InputError', 'input_error', 'TrainingDiverged',
            'unknown_name_error', 'Rule', 'setting', 'is_number', 'one_of', 'whole_number', 'between', 'number_from',
-           'number_range', 'first_and_last', 'is_pair', 'normalise', 'Settings', 'Recipe', 'RunConfig', 'parse_value',
-           'parse_settings', 'write_file', 'sync']
+           'number_range', 'first_and_last', 'is_pair', 'normalise', 'Settings', 'contradictions', 'Recipe',
+           'RunConfig', 'parse_value', 'parse_settings', 'write_file', 'sync']
 
 # %% ../nbs/00_config.ipynb #597b578f
 import contextlib
@@ -175,6 +175,29 @@ class Settings:
         rows = ["| `{}` | `{}` | {} | {} |".format(*row[:4]) for row in self.rows()]
         return "\n".join(["| setting | value | meaning | source |", "|---|---|---|---|", *rows])
 
+# %% ../nbs/00_config.ipynb #49bec63d
+def contradictions(recipe: "Recipe"):  # yields (setting, what would have been right, what to do)
+    "What in a recipe does not go together."
+    loss, residual = recipe.loss, recipe.networks == "residual"
+    if loss == "relativistic" and not residual:
+        yield ("networks", "residual with loss=relativistic: batch norm makes what is said of one picture depend on "
+               "the others", "set networks=residual")
+    if loss == "variational" and not residual:
+        yield "networks", "residual with loss=variational: the encoder is built so", "set networks=residual"
+    if recipe.g_blocks != 1 and not residual:
+        yield "g_blocks", "1 with networks=dcgan, which has no such blocks", "set networks=residual"
+    if recipe.gamma != (0, 0) and loss != "relativistic":
+        yield "gamma", f"0,0 with loss={loss}, which has no penalty", "set gamma=0,0"
+    if recipe.components and not (residual and recipe.latents == "normal"):
+        yield ("components", "0 without networks=residual and latents=normal",
+               "set networks=residual and latents=normal, or components=0")
+    if loss == "variational" and not recipe.components:
+        yield ("components", "at least 1 with loss=variational, which fits them to the encoder's codes",
+               "set components=128")
+    if loss == "variational" and recipe.input_noise_range != (0, 0):
+        yield ("input_noise_range", "0,0 with loss=variational, which would learn to draw the noise",
+               "set input_noise_range=0,0")
+
 # %% ../nbs/00_config.ipynb #2a6d4fc9
 @dataclasses.dataclass(frozen=True)
 class Recipe(Settings):
@@ -223,26 +246,8 @@ class Recipe(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.loss == "relativistic" and self.networks != "residual":
-            raise input_error("networks", "residual with loss=relativistic: batch norm makes what is said of one "
-                              "picture depend on the others", self.networks, "set networks=residual")
-        if self.loss == "variational" and self.networks != "residual":
-            raise input_error("networks", "residual with loss=variational: the encoder is built so", self.networks,
-                              "set networks=residual")
-        if self.networks == "dcgan" and self.g_blocks != 1:
-            raise input_error("g_blocks", "1 with networks=dcgan, which has no such blocks", self.g_blocks,
-                              "set networks=residual")
-        if self.loss != "relativistic" and self.gamma != (0, 0):
-            raise input_error("gamma", f"0,0 with loss={self.loss}, which has no penalty", self.gamma, "set gamma=0,0")
-        if self.components and (self.networks, self.latents) != ("residual", "normal"):
-            raise input_error("components", "0 without networks=residual and latents=normal", self.components,
-                              "set networks=residual and latents=normal, or components=0")
-        if self.loss == "variational" and not self.components:
-            raise input_error("components", "at least 1 with loss=variational, which fits them to the encoder's codes",
-                              self.components, "set components=128")
-        if self.loss == "variational" and self.input_noise_range != (0, 0):
-            raise input_error("input_noise_range", "0,0 with loss=variational, which would learn to draw the noise",
-                              self.input_noise_range, "set input_noise_range=0,0")
+        for name, expected, remedy in contradictions(self):
+            raise input_error(name, expected, getattr(self, name), remedy)
 
 # %% ../nbs/00_config.ipynb #ed907cfa
 @dataclasses.dataclass(frozen=True)

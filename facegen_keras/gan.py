@@ -6,7 +6,7 @@
 __all__ = ['DTYPES', 'EMA_RAMP', 'MAKERS', 'LOGGED', 'fixed_latents', 'batch_norms', 'start_moving_statistics',
            'choose_precision', 'cpu_flags', 'schedule', 'at_step', 'AnnealedAdam', 'make_adam', 'BothOptimizers',
            'ema_share', 'averaged_copy', 'move_average', 'generate_faces', 'make_networks', 'float_images',
-           'draw_latents', 'with_input_noise', 'update_networks', 'FaceGAN']
+           'draw_latents', 'with_input_noise', 'variational_update', 'update_networks', 'FaceGAN']
 
 # %% ../nbs/06_gan.ipynb #2aae2310
 import re
@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from .config import RunConfig, input_error
-from .encoder import Mixture, make_residual_encoder
+from .encoder import Mixture, make_residual_encoder, variational_loss
 from .faces import to_pixels
 from .losses import add_input_noise, draw_from_range
 from .networks import make_discriminator, make_generator
@@ -249,7 +249,23 @@ def with_input_noise(
         return images
     return add_input_noise(images, noise_std, seed_generator, backend.own_rows(keras.random.normal))
 
+# %% ../nbs/06_gan.ipynb #b3ed2a91
+def variational_update(
+    generator: keras.Model,  # latents -> images, with a `Mixture`
+    encoder: keras.Model,  # images -> means and log variances of codes
+    g_optimizer: keras.optimizers.Optimizer,  # of the generator, built
+    e_optimizer: keras.optimizers.Optimizer,  # of the encoder, built
+    real_images,  # (B, S, S, 3) float32
+    noise,  # (B, latent_dim) float32, standard normal
+) -> list:  # two scalars float32: the reconstruction loss, the divergence of the codes
+    "Both networks' updates, by one loss."
+    weights = generator.trainable_variables, encoder.trainable_variables
+    seen, gradients = backend.differentiate(lambda: variational_loss(generator, encoder, real_images, noise), weights)
+    for optimizer, ours, variables in zip((g_optimizer, e_optimizer), gradients, weights):
+        backend.apply(optimizer, ours, variables)
+    return seen
 
+# %% ../nbs/06_gan.ipynb #f074cf33
 def update_networks(
     gan: "FaceGAN",
     real_images,  # (B, S, S, 3) float32 in [-1, 1]
@@ -262,7 +278,7 @@ def update_networks(
         gamma = ops.cast(at_step(gan.gamma, gan.d_optimizer.iterations), "float32")
         return backend.relativistic_update(*networks, real_images, latents, gamma)
     if gan.config.loss == "variational":
-        return backend.variational_update(*networks, real_images, latents)
+        return variational_update(*networks, real_images, latents)
     return backend.adversarial_update(*networks, real_images, latents, label_factor)
 
 # %% ../nbs/06_gan.ipynb #d349a1c5

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['engine', 'num_replicas', 'values', 'assign', 'make_images', 'adversarial_update', 'apply', 'relativistic_update',
-           'variational_update', 'move_towards', 'train_step', 'as_data', 'as_pure', 'compiled', 'own_rows', 'process',
+           'differentiate', 'move_towards', 'train_step', 'as_data', 'as_pure', 'compiled', 'own_rows', 'process',
            'agree', 'has_lost_another', 'over_devices', 'accelerator_precision', 'speed_up', 'speed_up_adam',
            'most_held']
 
@@ -20,7 +20,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from .config import input_error
-from .encoder import variational_loss
 from .losses import (
     FAKE, REAL, accuracy, discriminator_loss, generator_loss, gradient_penalty, pair_accuracy, relativistic_loss)
 
@@ -140,26 +139,19 @@ def relativistic_update(
     return d_loss, g_loss, pair_accuracy(real_logits, fake_logits), penalty
 
 # %% ../nbs/05b_step_jax.ipynb #a915ce7f
-def variational_update(
-    generator: keras.Model,  # latents -> images, with a `Mixture`
-    encoder: keras.Model,  # images -> means and log variances of codes
-    g_optimizer: keras.optimizers.Optimizer,  # of the generator, built
-    e_optimizer: keras.optimizers.Optimizer,  # of the encoder, built
-    real_images,  # (B, S, S, 3) float32
-    noise,  # (B, latent_dim) float32, standard normal
-):  # two scalars float32: the reconstruction loss, the divergence of the codes
-    "Both networks' updates, by one loss."
-    weights = encoder.trainable_variables, generator.trainable_variables
-    pure_loss = as_pure(lambda: variational_loss(generator, encoder, real_images, noise), itertools.chain(*weights))
+def differentiate(
+    function,  # -> a scalar float32, and what else it has seen
+    variables,  # lists of variables that it reads
+):  # what else it has seen; the scalar's gradients, lists of the same form
+    "Gradients of one loss."
+    pure = as_pure(function, itertools.chain(*variables))
 
     def judge(arrays):
-        (loss, error, divergence), _ = pure_loss(itertools.chain(*arrays))
-        return loss, (error, divergence)
+        (loss, *seen), _ = pure(itertools.chain(*arrays))
+        return loss, seen
 
-    gradients, seen = jax.grad(judge, has_aux=True)(tuple(map(values, weights)))
-    for optimizer, ours, variables in zip((e_optimizer, g_optimizer), gradients, weights):
-        apply(optimizer, ours, variables)
-    return seen
+    gradients, seen = jax.grad(judge, has_aux=True)(tuple(map(values, variables)))
+    return seen, gradients
 
 # %% ../nbs/05b_step_jax.ipynb #a56ff1c9
 def move_towards(
