@@ -25,6 +25,7 @@ import keras
 import numpy as np
 
 from .config import InputError, RunConfig, TrainingDiverged, input_error, write_file
+from .encoder import fit_chain, sample_codes
 from .gan import FaceGAN
 
 # %% ../nbs/07_checkpoint.ipynb #da448bb6
@@ -411,20 +412,42 @@ def check_start(config: RunConfig) -> None:  # of a run that is to begin
     if config.start is None:
         return
     run = Run(config.start)
-    result = run.directory / "generator.keras"
-    if not run.exists() or not (result.is_file() or checkpoints(run.directory / "checkpoints")):
+    saved = checkpoints(run.directory / "checkpoints")
+    if not run.exists() or not saved and not (run.directory / "generator.keras").is_file():
         raise input_error("start", "a folder that holds a run with a checkpoint", config.start,
                           "train one first, or leave it out")
     if run.directory.resolve() == Path(config.out).resolve():
         raise input_error("start", f"another run than out, {config.out}", config.start, "choose another --out")
     theirs = run.config
+    if theirs.loss == "variational" and not saved:
+        raise input_error("start", "a run with a checkpoint, for its encoder", f"only a generator in {config.start}",
+                          "fetch its folder checkpoints as well")
+    if config.loss == "variational" != theirs.loss and theirs.components:
+        raise input_error("loss", f"{theirs.loss}, with start={config.start}, whose codes come from a chain", config.loss,
+                          "begin with a run that has an encoder, or with none")
+    after_encoder = theirs.loss == "variational" != config.loss
+    if after_encoder and not config.components:
+        raise input_error(f"components, with start={config.start}", "at least 1", 0, "set components=8")
     for name in GENERATOR_SETTINGS:
+        if name == "components" and after_encoder:
+            continue
         if getattr(theirs, name) != getattr(config, name):
             raise input_error(f"{name}, with start={config.start}", repr(getattr(theirs, name)), getattr(config, name),
                               f"set {name} as in that run")
 
 
-def begin_with_another(gan: FaceGAN) -> None:
-    "Gives a fresh GAN the averaged generator of `config.start`."
+def begin_with_another(
+    gan: FaceGAN,  # fresh
+    batches,  # of (B, S, S, 3) uint8 faces; used only if the other run has an encoder
+    report=print,  # called with a line for what takes a while
+) -> None:
+    "Gives a GAN the averaged generator of `config.start`; after an encoder, with a chain fitted to codes of faces."
     check_start(gan.config)
-    gan.generator.set_weights(load_gan(gan.config.start).ema_generator.get_weights())
+    before, seed = load_gan(gan.config.start), gan.config.seed
+    for ours, theirs in zip(gan.generator.layers, before.ema_generator.layers, strict=True):
+        if type(ours) is type(theirs):
+            ours.set_weights(theirs.get_weights())
+        else:
+            restore_newest(before, Path(gan.config.start) / "checkpoints")  # or it has no encoder that was trained
+            report(f"learning the codes that {gan.config.start} has for these faces")
+            fit_chain(ours, sample_codes(before.discriminator, batches, seed), seed)

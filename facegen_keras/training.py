@@ -912,7 +912,8 @@ def go_on(session: Session) -> None:
     gan = FaceGAN.from_run_config(config)
     if not restore(gan, session):
         if config.start:
-            begin_with_another(gan)
+            faces = session.faces.batches(config.batch_size, config.seed, flip=config.flip)
+            begin_with_another(gan, faces, report)
         else:
             start_moving_statistics(gan.generator, gan.latents(config.batch_size, config.seed))
         gan.ema_generator.set_weights(gan.generator.get_weights())

@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
+from functools import partial
 
 import keras
 import numpy as np
 import pytest
 
+from facegen_keras import checkpoint
 from facegen_keras.checkpoint import Run, checkpoints
 from facegen_keras.config import InputError, RunConfig
-from facegen_keras.encoder import DETAIL, PIXEL_STD, decoder, variational_loss
+from facegen_keras.encoder import DETAIL, PIXEL_STD, Chain, decoder, fit_chain, sample_codes, variational_loss
+from facegen_keras.faces import load_faces
 from facegen_keras.gan import FaceGAN
 from facegen_keras.training import train
 
@@ -84,6 +88,70 @@ def test_both_backends_make_the_same_updates():
     assert seen[-1][0] < seen[0][0], "it learns"
 
 
+def curved_codes(count, seed):
+    """A number, its square with a coin's sign, and one that has nothing to do with either."""
+    rng = np.random.default_rng(seed)
+    first, other = rng.normal(size=(2, count))
+    second = first**2 * rng.choice([-1, 1], count) + 0.1 * rng.normal(size=count)
+    return np.stack([5 + 10 * first, second, other], 1).astype("float32")
+
+
+def test_a_chain_learns_what_depends_on_what():
+    keras.utils.set_random_seed(0)
+    chain, codes = Chain(4, trainable=False), curved_codes(5_000, 0)
+    chain.build((None, 3))
+    fit_chain(chain, codes, seed=0, passes=80)
+    assert not chain.trainable
+    drawn = arrays([chain(np.random.default_rng(1).normal(size=(5_000, 3)).astype("float32"))])[0]
+    np.testing.assert_allclose(drawn.mean(0), codes.mean(0), atol=0.5)
+    np.testing.assert_allclose(drawn.std(0), codes.std(0), rtol=0.1)
+    first = (drawn[:, 0] - 5) / 10
+    off = np.abs(np.abs(drawn[:, 1]) - first**2)
+    assert np.quantile(off, 0.8) < 0.6, "the second number is on one of its two branches"
+    shuffled = np.abs(np.abs(np.random.default_rng(2).permutation(drawn[:, 1])) - first**2)
+    assert np.quantile(shuffled, 0.8) > 1.2, "which says something"
+    assert 0.4 < (drawn[:, 1] > 0).mean() < 0.6
+    assert abs(np.corrcoef(drawn[:, 2], drawn[:, 0])[0, 1]) < 0.1
+
+
+def test_a_chain_draws_from_the_density_that_it_gives():
+    """Chances of boxes, from the density on a grid and from codes, of weights that nobody has fitted."""
+    keras.utils.set_random_seed(0)
+    chain = Chain(3)
+    chain.build((None, 2))
+    for variable in chain.trainable_variables:
+        variable.assign(arrays([variable])[0] + 0.3 * np.random.default_rng(3).normal(size=variable.shape) * (
+            variable.shape[-1] != 512))
+    chain.centre.assign([1, -1])
+    turn = np.array([[0.6, 0.8], [-0.8, 0.6]]) * [[2.0], [0.5]]
+    chain.axes.assign(turn)
+    middles = np.arange(-29.95, 30, 0.1)
+    grid = np.stack(np.meshgrid(middles, middles, indexing="ij"), -1).reshape(-1, 2).astype("float32")
+    density = np.exp(arrays([chain.log_density(grid)])[0]).reshape(600, 600) / (2 * np.pi) / abs(np.linalg.det(turn))
+    assert density.sum() * 0.01 == pytest.approx(1, abs=0.02)
+    codes = arrays([chain(np.random.default_rng(1).normal(size=(40_000, 2)).astype("float32"))])[0]
+    for x, y in ((0, 0), (1, -1), (-1, 1), (2, 0)):
+        inside = density[middles < x][:, middles < y].sum() * 0.01
+        assert ((codes < [x, y]).all(1)).mean() == pytest.approx(inside, abs=0.01)
+
+
+def test_a_chain_is_saved_with_its_generator(tmp_path):
+    gan = FaceGAN.from_run_config(RunConfig.preset("small", **SMALL, start="any"))
+    gan.generator.save(tmp_path / "generator.keras")
+    copy = keras.models.load_model(tmp_path / "generator.keras")
+    assert np.array_equal(arrays([copy(batch()[1])])[0], arrays([gan.generator(batch()[1])])[0])
+
+
+def test_codes_are_drawn_as_training_draws_them():
+    gan = FaceGAN.from_run_config(RunConfig.preset("small", **VARIATIONAL))
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), "uint8")
+    codes = sample_codes(gan.discriminator, [images] * 2_000, seed=0).reshape(2_000, 2, 8)
+    means, log_variances = np.split(arrays([gan.discriminator(images / np.float32(127.5) - 1)])[0], 2, axis=1)
+    np.testing.assert_allclose(codes.mean(0), means, atol=0.15 * np.exp(log_variances / 2).max())
+    np.testing.assert_allclose(codes.std(0), np.exp(log_variances / 2), rtol=0.1)
+    assert np.array_equal(codes.reshape(-1, 8), sample_codes(gan.discriminator, [images] * 2_000, seed=0))
+
+
 def last_state(out):
     with np.load(checkpoints(out / "checkpoints")[-1]) as file:
         return dict(file)
@@ -110,14 +178,22 @@ def test_a_run_with_an_encoder_resumes_exactly(first_run, tmp_path):
     assert FaceGAN.load(first_run).generate(4).shape == (4, 32, 32, 3)
 
 
-def test_a_gan_begins_with_what_an_encoder_has_taught(first_run, tmp_path):
+def test_a_gan_begins_with_what_an_encoder_has_taught(first_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "fit_chain", partial(fit_chain, passes=2_000))
     config = RunConfig.preset("small", **SMALL, epochs=1, start=str(first_run), out=str(tmp_path / "gan"),
                               g_learning_rate=1e-9, final_rate=1.0)
-    run = train(config, report=quiet)
-    assert run.status["state"] == "finished"
+    lines = []
+    run = train(config, report=lines.append)
+    assert run.status["state"] == "finished" and lines[0].startswith("learning the codes that")
     taught, gan = FaceGAN.load(first_run), FaceGAN.load(tmp_path / "gan")
-    for old, new in zip(arrays(taught.ema_generator.variables), arrays(gan.generator.variables), strict=True):
-        np.testing.assert_allclose(new, old, atol=1e-6)
+    faces = load_faces("toy", 32, limit=40).batches(8, flip=config.flip)
+    codes = sample_codes(taught.discriminator, faces, seed=0)
+    for old, new in zip(taught.ema_generator.layers[2:], gan.generator.layers[2:], strict=True):
+        for before, after in zip(arrays(old.variables), arrays(new.variables), strict=True):
+            np.testing.assert_allclose(after, before, atol=1e-6)
+    chain = gan.generator.get_layer("mixture")
+    np.testing.assert_allclose(*arrays([chain.centre, codes.mean(0)]), atol=1e-5)
+    assert float(np.mean(chain.log_density(codes))) > 2.0, "fitted to these forty codes"
     mixture, generator = (arrays(network.variables) for network in (gan.generator.get_layer("mixture"), gan.generator))
     gan.g_optimizer.learning_rate = 1e-2
     gan.update(*batch(), 1.0)
@@ -128,11 +204,20 @@ def test_a_gan_begins_with_what_an_encoder_has_taught(first_run, tmp_path):
 
 @pytest.mark.parametrize(("changes", "line"), [
     (dict(width=8), "width, with start=.*: expected 4, got 8; set width as in that run"),
-    (dict(components=0), "components, with start=.*: expected 3, got 0"),
+    (dict(components=0), "components, with start=.*: expected at least 1, got 0; set components=8"),
+    (dict(loss="variational", gamma=(0, 0), components=4), "components, with start=.*: expected 3, got 4"),
     (dict(start="nowhere"), "start: expected a folder that holds a run with a checkpoint, got 'nowhere'")])
 def test_another_generator_is_refused_before_anything_is_written(first_run, tmp_path, changes, line):
     config = RunConfig.preset("small", **SMALL | dict(start=str(first_run), out=str(tmp_path / "gan")) | changes)
     with pytest.raises(InputError, match=line):
+        train(config, report=quiet)
+    assert not Run(tmp_path / "gan").exists()
+
+
+def test_a_generator_without_its_encoder_is_refused(first_run, tmp_path):
+    shutil.copytree(first_run, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints"))
+    config = RunConfig.preset("small", **SMALL, start=str(tmp_path / "bare"), out=str(tmp_path / "gan"))
+    with pytest.raises(InputError, match="start: expected a run with a checkpoint, for its encoder, got 'only"):
         train(config, report=quiet)
     assert not Run(tmp_path / "gan").exists()
 
