@@ -7,7 +7,7 @@ __all__ = ['DIGEST_BYTES', 'NAME', 'KEEP', 'FREE_SETTINGS', 'ANOTHER_RUN', 'GENE
            'write_state', 'DigestingFile', 'DamagedCheckpoint', 'verify_checkpoint', 'Place', 'checkpoints',
            'place_in_name', 'finite_state', 'save_checkpoint', 'restore_checkpoint', 'restore_newest', 'Run',
            'Onlooker', 'read_config', 'read_lines', 'refuse_folder', 'refuse_another_run', 'unusable_out', 'lock_run',
-           'half_written', 'delete_run', 'load_gan', 'check_start', 'begin_with_another']
+           'half_written', 'delete_run', 'load_gan', 'check_start', 'refuse_another_generator', 'begin_with_another']
 
 # %% ../nbs/07_checkpoint.ipynb #41630a34
 import contextlib
@@ -418,21 +418,22 @@ def check_start(config: RunConfig) -> None:  # of a run that is to begin
                           "train one first, or leave it out")
     if run.directory.resolve() == Path(config.out).resolve():
         raise input_error("start", f"another run than out, {config.out}", config.start, "choose another --out")
-    theirs = run.config
-    if theirs.loss == "variational" and not saved:
+    if run.config.loss == "variational" and not saved:
         raise input_error("start", "a run with a checkpoint, for its encoder", f"only a generator in {config.start}",
                           "fetch its folder checkpoints as well")
+    refuse_another_generator(run.config, config)
+
+
+def refuse_another_generator(theirs: RunConfig, config: RunConfig) -> None:
+    "Raises unless a run can begin with the other's generator; a mixture may become a chain, but not the reverse."
+    begins, to_chain = f"with start={config.start}", theirs.loss == "variational" != config.loss
     if config.loss == "variational" != theirs.loss and theirs.components:
-        raise input_error("loss", f"{theirs.loss}, with start={config.start}, whose codes come from a chain", config.loss,
-                          "begin with a run that has an encoder, or with none")
-    after_encoder = theirs.loss == "variational" != config.loss
-    if after_encoder and not config.components:
-        raise input_error(f"components, with start={config.start}", "at least 1", 0, "set components=8")
+        raise input_error(f"loss, {begins}", theirs.loss, config.loss, "begin with a run that has an encoder as well")
+    if to_chain and not config.components:
+        raise input_error(f"components, {begins}", "at least 1", 0, "set components=8")
     for name in GENERATOR_SETTINGS:
-        if name == "components" and after_encoder:
-            continue
-        if getattr(theirs, name) != getattr(config, name):
-            raise input_error(f"{name}, with start={config.start}", repr(getattr(theirs, name)), getattr(config, name),
+        if getattr(theirs, name) != getattr(config, name) and not (name == "components" and to_chain):
+            raise input_error(f"{name}, {begins}", repr(getattr(theirs, name)), getattr(config, name),
                               f"set {name} as in that run")
 
 

@@ -41,7 +41,7 @@ def choose(
     within = (place - ops.sum(chosen * (ends - shares), 1, keepdims=True)) / ops.sum(chosen * shares, 1, keepdims=True)
     return chosen, math.sqrt(2) * ops.erfinv(ops.clip(2 * within - 1, -0.999999, 0.999999))
 
-
+# %% ../nbs/04c_encoder.ipynb #7b66d077
 @keras.saving.register_keras_serializable("facegen_keras")
 class Mixture(layers.Layer):
     "(B, D) standard normal latents -> (B, D) float32 codes, from a mixture of Gaussians."
@@ -132,8 +132,9 @@ class Chain(layers.Layer):
         self.centre = self.add_weight(shape=(length,), initializer="zeros", trainable=False, name="centre")
         self.axes = self.add_weight(shape=(length, length), initializer="identity", trainable=False, name="axes")
         sees = np.arange(units) % max(1, length - 1)  # the last number that a unit sees
-        self.masks = [mask.astype("float32") for mask in (
-            sees >= np.arange(length)[:, None], sees >= sees[:, None], np.arange(length)[:, None, None] > sees[:, None])]
+        places = np.arange(length)
+        allowed = sees >= places[:, None], sees >= sees[:, None], places[:, None, None] > sees[:, None]
+        self.masks = [mask.astype("float32") for mask in allowed]
         self.first, self.second = (self.add_weight(shape=(size, units), name=name) for size, name in (
             (length, "first"), (units, "second")))
         self.biases = self.add_weight(shape=(2, units), initializer="zeros", name="biases")
@@ -191,7 +192,7 @@ def sample_codes(
             break
     return np.concatenate(codes).astype("float32")
 
-
+# %% ../nbs/04c_encoder.ipynb #5b0858cb
 class NoisyDensity(keras.Model):
     "(B, D) codes -> (B,) log densities of these codes with noise."
 
@@ -206,7 +207,7 @@ class NoisyDensity(keras.Model):
 
 def fit_chain(
     chain: Chain,  # built; changed here
-    codes: np.ndarray,  # (N, D) float32, more than D
+    codes: np.ndarray,  # (N, D) float32; N from 2
     seed: int,  # of batches and noise
     passes: int = FIT_PASSES,
 ) -> float:  # mean log density of the last hundred batches, nats
