@@ -228,9 +228,6 @@ class Recipe(Settings):
     d_learning_rate: float = setting(4e-5, "Adam's step size, discriminator or encoder", between(0, 1), "N")
     g_learning_rate: float = setting(2e-4, "Adam's step size, generator", between(0, 1), "N")
     final_rate: float = setting(1.0, "what both step sizes are multiplied by in the end", number_from(1e-6, 10), "P")
-    optimizer: str = setting(
-        "adam", "what moves the kernels: adam, or muon (then adam moves the rest), see 06_gan",
-        one_of("adam", "muon"), "N, P")
     beta_1: float = setting(0.5, "Adam's decay of the mean gradient", number_from(0, 1), "N")
     beta_2: tuple = setting(
         (0.999, 0.999), "Adam's decay of the mean squared gradient, first,last", first_and_last(1), "P")

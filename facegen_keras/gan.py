@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'EMA_RAMP', 'MAKERS', 'LOGGED', 'fixed_latents', 'batch_norms', 'start_moving_statistics',
-           'choose_precision', 'cpu_flags', 'schedule', 'at_step', 'AnnealedAdam', 'orthogonalise', 'Muon', 'make_adam',
-           'BothOptimizers', 'ema_share', 'averaged_copy', 'move_average', 'generate_faces', 'make_networks',
-           'float_images', 'draw_latents', 'with_input_noise', 'variational_update', 'update_networks', 'FaceGAN']
+           'choose_precision', 'cpu_flags', 'schedule', 'at_step', 'AnnealedAdam', 'make_adam', 'BothOptimizers',
+           'ema_share', 'averaged_copy', 'move_average', 'generate_faces', 'make_networks', 'float_images',
+           'draw_latents', 'with_input_noise', 'variational_update', 'update_networks', 'FaceGAN']
 
 # %% ../nbs/06_gan.ipynb #2aae2310
 import re
@@ -115,38 +115,6 @@ class AnnealedAdam(keras.optimizers.Adam):
     @beta_2.setter
     def beta_2(self, value): ...  # Keras sets its default
 
-# %% ../nbs/06_gan.ipynb #16c106c9
-def orthogonalise(matrix):  # (N, M) float32
-    "About the nearest matrix whose rows (columns, if it is tall) are orthogonal: singular values of 0.7 to 1.2."
-    tall = matrix.shape[0] > matrix.shape[1]
-    wide = ops.transpose(matrix) if tall else matrix
-    wide = wide / (ops.norm(wide) + 1e-7)
-    for _ in range(5):  # the polynomial of Jordan et al. (2024), of each singular value
-        square = wide @ ops.transpose(wide)
-        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
-    return ops.transpose(wide) if tall else wide
-
-
-class Muon(AnnealedAdam):
-    "Adam, but kernels, taken for matrices, move by their orthogonalised mean gradient."
-
-    MOMENTUM = 0.95  # as Jordan et al.
-    SIZE = 0.2  # root mean square of a step, before the rate: about Adam's (Liu et al., 2025)
-
-    def build(self, variables):
-        super().build(variables)
-        self.kernels = [place for place, variable in enumerate(variables) if variable.path.endswith("kernel")]
-
-    def update_step(self, gradient, variable, learning_rate):
-        place = self._get_variable_index(variable)
-        if place not in self.kernels:
-            return super().update_step(gradient, variable, learning_rate)
-        mean = self._momentums[place]
-        self.assign(mean, self.MOMENTUM * mean + gradient)
-        ahead = ops.reshape(gradient + self.MOMENTUM * mean, (-1, gradient.shape[-1]))
-        step = learning_rate * self.SIZE * max(ahead.shape) ** 0.5 * orthogonalise(ahead)
-        self.assign_sub(variable, ops.reshape(step, gradient.shape))
-
 # %% ../nbs/06_gan.ipynb #b4772c32
 def make_adam(
     network: keras.Model,  # whose weights it will move
@@ -154,11 +122,9 @@ def make_adam(
     config: RunConfig,  # betas, epsilon, schedule and precision
 ) -> keras.optimizers.Optimizer:  # built: its moments exist and are zero
     "Adam with the config's decays and epsilon (Keras' own: 0.9 and 1e-7); with a factor for the loss in float16."
-    kind = Muon if config.optimizer == "muon" else AnnealedAdam
-    adam = kind(schedule(learning_rate, learning_rate * config.final_rate, config), config.beta_1,
-                epsilon=config.epsilon, beta_2_schedule=schedule(*config.beta_2, config))
-    if kind is AnnealedAdam:
-        backend.speed_up_adam(adam)
+    adam = AnnealedAdam(schedule(learning_rate, learning_rate * config.final_rate, config), config.beta_1,
+                        epsilon=config.epsilon, beta_2_schedule=schedule(*config.beta_2, config))
+    backend.speed_up_adam(adam)
     if any(layer.compute_dtype == "float16" for layer in network.layers):
         adam = keras.optimizers.LossScaleOptimizer(adam)
     adam.build(network.trainable_variables)
