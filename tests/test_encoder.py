@@ -15,7 +15,8 @@ import pytest
 from facegen_keras import checkpoint
 from facegen_keras.checkpoint import Run, checkpoints
 from facegen_keras.config import InputError, RunConfig
-from facegen_keras.encoder import DETAIL, PIXEL_STD, Chain, decoder, fit_chain, sample_codes, variational_loss
+from facegen_keras.encoder import (
+    DETAIL, PIXEL_STD, SLACK, Chain, NoisyDensity, decoder, fit_chain, sample_codes, variational_loss)
 from facegen_keras.faces import load_faces
 from facegen_keras.gan import FaceGAN
 from facegen_keras.training import train
@@ -133,6 +134,16 @@ def test_a_chain_draws_from_the_density_that_it_gives():
     for x, y in ((0, 0), (1, -1), (-1, 1), (2, 0)):
         inside = density[middles < x][:, middles < y].sum() * 0.01
         assert ((codes < [x, y]).all(1)).mean() == pytest.approx(inside, abs=0.01)
+
+
+def test_codes_get_noise_while_a_chain_is_fitted_and_only_then():
+    chain, lengths = Chain(1), np.array([3.0, 1.0], "float32")
+    chain.build((None, 2))
+    chain.axes.assign(np.diag(lengths))
+    chain.log_density = lambda codes: codes
+    density, codes = NoisyDensity(chain, seed=0), np.full((20_000, 2), 5.0, "float32")
+    np.testing.assert_allclose(arrays([density(codes, training=True)])[0].std(0), SLACK * lengths, rtol=0.03)
+    assert np.array_equal(arrays([density(codes)])[0], codes)
 
 
 def test_a_chain_is_saved_with_its_generator(tmp_path):
