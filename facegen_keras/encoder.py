@@ -210,17 +210,16 @@ def fit_chain(
     codes: np.ndarray,  # (N, D) float32; N from 2
     seed: int,  # of batches and noise
     passes: int = FIT_PASSES,
-) -> float:  # mean log density of the last hundred batches, nats
+) -> None:
     "Fits a chain to codes."
     steps = max(1, passes * len(codes) // 256)
-    variances, axes = np.linalg.eigh(np.cov(codes.T))
+    variances, axes = np.linalg.eigh(np.atleast_2d(np.cov(codes.T)))
     chain.centre.assign(codes.mean(0))
     chain.axes.assign((axes * np.sqrt(np.maximum(variances, 1e-6))).T[::-1])  # the widest first
     chain.trainable, trainable = True, chain.trainable
     rng, density = np.random.default_rng(seed), NoisyDensity(chain, seed)
     rate = keras.optimizers.schedules.CosineDecay(2e-3, steps, alpha=0.01)
     density.compile(keras.optimizers.AdamW(rate, weight_decay=0.01, clipnorm=5.0), loss=lambda _, found: -found)
-    losses = [density.train_on_batch(codes[rng.integers(0, len(codes), 256)], np.zeros(256, "float32"))
-              for _ in range(steps)]
+    for _ in range(steps):
+        density.train_on_batch(codes[rng.integers(0, len(codes), 256)], np.zeros(256, "float32"))
     chain.trainable = trainable
-    return -float(np.mean(losses[-100:]))
