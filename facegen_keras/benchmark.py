@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRODUCTS', 'BY_LOSS', 'forward_products', 'step_gflop', 'plain_gan', 'published_step', 'keras_step', 'package_step',
-           'torch_networks', 'torch_step', 'ceilings', 'contenders', 'alone', 'most_held', 'available_bytes',
+           'torch_networks', 'torch_step', 'ceilings', 'contenders', 'alone', 'most_memory', 'available_bytes',
            'in_own_process', 'measure', 'about', 'row', 'as_table']
 
 # %% ../nbs/30_benchmark.ipynb #d7259e0f
@@ -254,10 +254,10 @@ def alone(
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": float(np.median(seconds[1:])), "gigabytes": most_held() / 1e9}
+    return {"seconds": float(np.median(seconds[1:])), "gigabytes": most_memory() / 1e9}
 
 
-def most_held() -> int:
+def most_memory() -> int:
     "Bytes, of the GPU where there is one."
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
         return sys.modules["torch"].cuda.max_memory_allocated()

@@ -205,7 +205,7 @@ def evaluate(run, data, count, seeds, fid, out):
     gan = FaceGAN.load(run)
     with progress_bar("reading images") as progress:
         train, held_out = metrics.real_faces(Run(run), data or config.data, count, progress)
-    used = metrics.choose(count, len(train), len(held_out))[2]
+    used = metrics.choose_compared(count, len(train), len(held_out))[2]
     if not len(held_out):
         click.echo(
             f"no picture was held out: half of the {len(train):,} stand in for them, and copying cannot be "
@@ -231,7 +231,7 @@ def evaluate(run, data, count, seeds, fid, out):
     if out:
         write_file(out, (json.dumps(record, indent=2) + "\n").encode())
     if fid:
-        real = metrics.take(train, metrics.choose(used, len(train), len(held_out))[0])
+        real = metrics.take(train, metrics.choose_compared(used, len(train), len(held_out))[0])
         record["fid"] = metrics.inception_fid(gan.generate(used, 0), real)
         click.echo(f"FID of seed 0: {record['fid']:.2f}")
         if out:
@@ -364,10 +364,10 @@ def push(folder):
 @folder_option
 def status(folder):
     "What Kaggle says of the kernel's newest version."
-    from facegen_keras.kernel import Kaggle, describe
+    from facegen_keras.kernel import Kaggle, describe_kernel
 
     ref = read_folder(folder)
-    describe(Kaggle(), ref, click.echo)
+    describe_kernel(Kaggle(), ref, click.echo)
 
 
 @kernel.command()

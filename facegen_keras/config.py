@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['any_text', 'optional_count', 'MODERN', 'BY_KIND', 'PRESETS', 'InputError', 'input_error', 'TrainingDiverged',
            'unknown_name_error', 'Rule', 'setting', 'is_number', 'one_of', 'whole_number', 'between', 'number_from',
-           'number_range', 'first_and_last', 'is_pair', 'normalise', 'Settings', 'contradictions', 'Recipe',
+           'number_range', 'first_and_last', 'is_pair', 'plain_value', 'Settings', 'contradictions', 'Recipe',
            'RunConfig', 'parse_value', 'parse_settings', 'write_file', 'sync']
 
 # %% ../nbs/00_config.ipynb #597b578f
@@ -115,7 +115,7 @@ optional_count = Rule("none or a whole number from 1 to 10,000,000",
                       lambda value: value is None or type(value) is int and 1 <= value <= 10_000_000)
 
 # %% ../nbs/00_config.ipynb #3d21f7ca
-def normalise(
+def plain_value(
     value,  # as given by a caller, by JSON or by the command line
 ):  # tuple for a list, str for a path, anything else unchanged
     "One form for values that have several."
@@ -129,7 +129,7 @@ class Settings:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = normalise(getattr(self, field.name))
+            value = plain_value(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
             rule = field.metadata["rule"]
             if not rule.accepts(value):

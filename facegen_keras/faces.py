@@ -10,7 +10,7 @@ __all__ = ['CROPS', 'CELEBA_SIZE', 'ARTICLE_BOX', 'SAME_PROPORTIONS', 'FORMATS',
            'crop_box', 'UnreadableImage', 'what_instead', 'check_size', 'open_picture', 'to_rgb', 'upright',
            'read_picture', 'decode_face', 'is_picture', 'is_wanted', 'is_hidden', 'walk', 'list_folder', 'check_length',
            'why_not', 'file_stamp', 'FolderSource', 'copy_directory', 'list_zip', 'read_entry', 'ZipSource',
-           'DrawnSource', 'other_files', 'list_endings', 'stem', 'read_lines', 'celebrities_100k', 'celeba',
+           'DrawnSource', 'other_files', 'list_endings', 'stem', 'stripped_lines', 'celebrities_100k', 'celeba',
            'recognise', 'spread', 'epoch_order', 'epoch_flips', 'cache_folder', 'nameless_file', 'write_whole',
            'DecodedStore', 'mirror', 'num_threads', 'LookAhead', 'to_stream', 'readable_face', 'require_readable',
            'batch_pixels', 'check_batch_size', 'Faces', 'check_proportions', 'open_source', 'load_faces', 'examine',
@@ -513,7 +513,7 @@ def stem(name: str) -> str:  # "a/b.jpg" -> "b"
     return os.path.splitext(name)[0] if is_picture(name) else name
 
 
-def read_lines(source, index: int):  # yields the lines of a text file, stripped
+def stripped_lines(source, index: int):  # yields the lines of a text file, stripped
     try:
         data = source.read(index)
     except UnreadableImage as error:
@@ -531,7 +531,7 @@ def celebrities_100k(
         folder, _, last = name.rpartition("/")
         if last == NAME_LIST and "/" not in folder:
             prefix = name[:-len(last)] + "100k/100k/"
-            listed = set(map(stem, read_lines(source, index)))
+            listed = set(map(stem, stripped_lines(source, index)))
             inside = [picture for picture in pictures if source.names[picture].startswith(prefix)]
             kept = [picture for picture in inside if stem(source.names[picture]) in listed]
             if inside and not kept:
@@ -551,7 +551,7 @@ def celeba(
     lists = [index for index, name in enumerate(names) if name.rpartition("/")[2] in PARTITION_LISTS]
     if not inside or not lists:
         return inside
-    rows = (re.split(r"[,\s]+", line) for line in read_lines(source, lists[0]))
+    rows = (re.split(r"[,\s]+", line) for line in stripped_lines(source, lists[0]))
     training = {stem(row[0]) for row in rows if row[1:] == ["0"]}
     kept = [picture for picture in inside if stem(names[picture]) in training]
     if not kept:

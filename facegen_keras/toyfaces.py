@@ -8,10 +8,11 @@ __all__ = ['ATTRIBUTES', 'HIDDEN', 'UNDER_A_HAT', 'CONTINUOUS', 'LARGEST', 'CIRC
            'NECK', 'CHIN_SHADOW', 'NECKLINE', 'COLLAR', 'STRIPES', 'DOTS', 'HEAD', 'JAW', 'EAR', 'CHEEK', 'BEARD',
            'GOATEE', 'TEETH', 'GUMS', 'TONGUE', 'MOUTHS', 'EYELIDS', 'LASHES', 'BROW', 'CURLS_IN_FRONT', 'STRAND',
            'HAIR_IN_FRONT', 'HAIR_SHINE', 'STUBBLE', 'FRAMES', 'STRAW', 'STRAW_EDGE', 'DOME', 'BEANIE', 'CROWN', 'FOLD',
-           'RIBBON', 'LAYERS', 'FaceAttributes', 'whole_number', 'pick', 'draw_attributes', 'ellipse', 'flip',
-           'bezier_weights', 'lens', 'smooth', 'symmetric', 'ring', 'mix', 'vivid', 'colours_of', 'lit', 'Canvas',
-           'draw_background', 'draw_hair_behind', 'draw_body', 'draw_head', 'draw_beard', 'draw_mouth', 'draw_nose',
-           'eyelid', 'draw_eye', 'draw_eyes', 'draw_hair_front', 'draw_glasses', 'draw_hat', 'render_face', 'ToyFaces']
+           'RIBBON', 'LAYERS', 'FaceAttributes', 'integer_between', 'pick', 'draw_attributes', 'ellipse', 'flip',
+           'bezier_weights', 'lens', 'smooth_outline', 'symmetric', 'ring', 'mix', 'vivid', 'colours_of', 'lit',
+           'Canvas', 'draw_background', 'draw_hair_behind', 'draw_body', 'draw_head', 'draw_beard', 'draw_mouth',
+           'draw_nose', 'eyelid', 'draw_eye', 'draw_eyes', 'draw_hair_front', 'draw_glasses', 'draw_hat', 'render_face',
+           'ToyFaces']
 
 # %% ../nbs/02_toyfaces.ipynb #3f721dd8
 import colorsys, dataclasses, operator
@@ -96,7 +97,7 @@ CONTINUOUS = tuple(field.name for field in dataclasses.fields(FaceAttributes)
                    if field.name not in ATTRIBUTES)
 
 # %% ../nbs/02_toyfaces.ipynb #25af9c9e
-def whole_number(
+def integer_between(
     name: str,     # what to call the value in the message
     value: int,    # what the user gave
     low: int,      # smallest that is allowed
@@ -124,7 +125,7 @@ def draw_attributes(
     index: int,        # which face of the set, from 0
 ) -> FaceAttributes:   # depends on nothing but the two numbers
     "Draw the attributes of one face from `default_rng([seed, index])`."
-    key = [whole_number("seed", seed, 0, LARGEST), whole_number("index", index, 0, LARGEST)]
+    key = [integer_between("seed", seed, 0, LARGEST), integer_between("index", index, 0, LARGEST)]
     numbers = np.random.default_rng(key).random(len(ATTRIBUTES) + len(CONTINUOUS)).tolist()
     kinds = {name: pick(number, ATTRIBUTES[name]) for name, number in zip(ATTRIBUTES, numbers)}
     shades = {name: 2*number - 1 for name, number in zip(CONTINUOUS, numbers[len(ATTRIBUTES):])}
@@ -171,7 +172,7 @@ def lens(
     return np.array([start, first_bend, end, second_bend]) @ LENS
 
 # %% ../nbs/02_toyfaces.ipynb #9544037b
-def smooth(
+def smooth_outline(
     corners: list,         # complex points that the outline passes through, in order
 ) -> np.ndarray:           # complex outline, five points from corner to corner
     "A closed, smooth outline (Catmull-Rom spline)."
@@ -185,7 +186,7 @@ def symmetric(
     right_half: list,  # complex points from the top to the bottom, right of the middle
 ) -> np.ndarray:       # complex outline
     "A smooth outline with both sides alike."
-    return smooth([*right_half, *flip(np.array(right_half[::-1]))])
+    return smooth_outline([*right_half, *flip(np.array(right_half[::-1]))])
 
 def ring(
     outline: np.ndarray,  # (N,) complex outer edge
@@ -383,7 +384,7 @@ def draw_head(
     canvas.fill_both(CHEEK, colours["blush"], .6, .55)
 
 # %% ../nbs/02_toyfaces.ipynb #8c2b2d22
-BEARD = smooth([-.445-.02j, -.37+.13j, -.25+.26j, -.10+.235j, .10+.235j, .25+.26j, .37+.13j, .445-.02j,
+BEARD = smooth_outline([-.445-.02j, -.37+.13j, -.25+.26j, -.10+.235j, .10+.235j, .25+.26j, .37+.13j, .445-.02j,
                 .44+.26j, .33+.50j, .14+.665j, -.14+.665j, -.33+.50j, -.44+.26j])
 GOATEE = symmetric([.09+.46j, .15+.52j, .13+.64j, .05+.70j])
 
@@ -482,10 +483,10 @@ def draw_eyes(
 
 # %% ../nbs/02_toyfaces.ipynb #c7e13f40
 CURLS_IN_FRONT = (-.44-.22j, -.40-.42j, -.25-.53j, -.06-.58j, .13-.56j, .31-.49j, .43-.36j, .455-.18j)
-STRAND = smooth([-.02-.73j, .26-.68j, .48-.45j, .545-.05j, .53+.45j, .46+.62j, .42+.30j, .43,
+STRAND = smooth_outline([-.02-.73j, .26-.68j, .48-.45j, .545-.05j, .53+.45j, .46+.62j, .42+.30j, .43,
                  .36-.22j, .16-.42j, -.02-.50j])
 HAIR_IN_FRONT = {
-    "short": [smooth([-.465+.02j, -.50-.25j, -.45-.52j, -.22-.72j, .10-.75j, .38-.62j, .49-.34j,
+    "short": [smooth_outline([-.465+.02j, -.50-.25j, -.45-.52j, -.22-.72j, .10-.75j, .38-.62j, .49-.34j,
                       .465+.02j, .415-.16j, .36-.30j, .10-.40j, -.12-.33j, -.30-.26j, -.405-.16j])],
     "long": [STRAND, flip(STRAND)],
     "bob": [symmetric([.22-.73j, .50-.50j, .58-.05j, .545+.38j, .445+.35j, .43-.02j, .38-.20j,
@@ -577,7 +578,7 @@ def render_face(
     image_size: int,             # side in pixels, 16 to 512
 ) -> np.ndarray:                 # (image_size, image_size, 3) uint8 RGB
     "Draw a face; the same attributes give the same picture to the bit."
-    canvas = Canvas(attributes, whole_number("image_size", image_size, 16, 512))
+    canvas = Canvas(attributes, integer_between("image_size", image_size, 16, 512))
     for draw_layer in LAYERS: draw_layer(canvas)
     return canvas.picture()
 
@@ -591,10 +592,10 @@ class ToyFaces:
         seed: int = 0,                   # which set of faces
         cache_bytes: int = 256*2**20,    # memory for drawn faces: as many of the first as fit are kept
     ):
-        self.count = whole_number("count", count, 1, LARGEST)
-        self.seed = whole_number("seed", seed, 0, LARGEST)
-        self.image_size = whole_number("image_size", image_size, 16, 512)
-        self.num_kept = whole_number("cache_bytes", cache_bytes, 0, LARGEST)//(3*self.image_size**2)
+        self.count = integer_between("count", count, 1, LARGEST)
+        self.seed = integer_between("seed", seed, 0, LARGEST)
+        self.image_size = integer_between("image_size", image_size, 16, 512)
+        self.num_kept = integer_between("cache_bytes", cache_bytes, 0, LARGEST)//(3*self.image_size**2)
         self.drawn = {}   # index -> picture
 
     def __repr__(self):

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LINES_PER_EPOCH', 'COLLAPSED', 'FEW_STEPS', 'MOST_FRAMES', 'KAGGLE_HOURS', 'ARTICLE_HOURS', 'ARTICLE_EPOCHS',
-           'ARTICLE_STEPS', 'MOST_RECOVERIES', 'BAD_IMAGES', 'open_run', 'describe', 'environment', 'choose_images',
+           'ARTICLE_STEPS', 'MOST_RECOVERIES', 'BAD_IMAGES', 'open_run', 'describe_run', 'environment', 'choose_images',
            'refuse_too_many', 'show_checking', 'Session', 'log_line', 'mean_line', 'WriteLog', 'weights_are_finite',
            'restore', 'settle_log', 'log_length', 'DrawPictures', 'variety', 'some_real_faces', 'film', 'write_film',
            'stop_on_signals', 'deadline_after', 'StopInTime', 'SaveState', 'save', 'newest_place', 'note_unreadable',
-           'write_status', 'disk_trouble', 'say', 'in_words', 'plan', 'forecast', 'ShowForecast', 'progress_line',
-           'losses_text', 'bar_text', 'ShowLines', 'ShowBar', 'recover', 'WatchImages', 'run_session',
-           'train_until_stopped', 'paused_by_errors', 'finish', 'train', 'go_on']
+           'write_status', 'disk_trouble', 'say', 'duration_in_words', 'plan', 'forecast', 'ShowForecast',
+           'progress_line', 'losses_text', 'bar_text', 'ShowLines', 'ShowBar', 'recover', 'WatchImages', 'run_session',
+           'train_until_stopped', 'paused_by_errors', 'finish', 'train', 'continue_run']
 
 # %% ../nbs/08_training.ipynb #fc1979d2
 import contextlib
@@ -64,7 +64,7 @@ def open_run(
                 refuse_another_run(run.config, config)
             run.write("config.json", config.to_json().encode())
             (run.directory / "samples").mkdir(exist_ok=True)
-            describe(run, config, faces, bad, report)
+            describe_run(run, config, faces, bad, report)
             for path in half_written(run):
                 path.unlink()
         except BaseException:
@@ -75,7 +75,7 @@ def open_run(
     return run, lock.release
 
 # %% ../nbs/08_training.ipynb #6b1a281b
-def describe(run: Run, config: RunConfig, faces: Faces, bad: dict[str, str], report) -> None:
+def describe_run(run: Run, config: RunConfig, faces: Faces, bad: dict[str, str], report) -> None:
     "Writes down machine and images; refuses images that are not the run's, and says what else has changed."
     before, now = run.read("environment.json") or {}, environment(config, faces)
     names, known = list(map(faces.name, range(len(faces)))), run.read("images.json.gz", list)
@@ -583,7 +583,7 @@ ARTICLE_HOURS, ARTICLE_EPOCHS = 100, 60  # on a Tesla K80
 ARTICLE_STEPS = ARTICLE_EPOCHS * 1_562  # of 64 images
 
 
-def in_words(seconds: float) -> str:
+def duration_in_words(seconds: float) -> str:
     "A duration as a person says it."
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -614,7 +614,7 @@ def forecast(session: Session, seconds_per_step: float) -> str:
     images_per_s = session.config.batch_size / seconds_per_step
     article = 3600 * ARTICLE_HOURS / ARTICLE_STEPS
     return (f"measured {seconds_per_step:.3g} s a step, {images_per_s:.1f} images/s: "
-            f"{in_words(left)} left, done about {when}\n"
+            f"{duration_in_words(left)} left, done about {when}\n"
             f"(the article, at 128x128 on a Tesla K80: {article:.2f} s a step,\n"
             f"{ARTICLE_HOURS} hours for {ARTICLE_EPOCHS} epochs of 100,000 images)")
 
@@ -894,14 +894,14 @@ def train(
     session = Session(run, faces, config, report, deadline)
     try:
         with stop_on_signals(session), backend.over_devices(config.batch_size):
-            go_on(session)
+            continue_run(session)
     finally:
         release()
     refuse_too_many(faces.unreadable, len(faces), config)
     return run
 
 # %% ../nbs/08_training.ipynb #415c3be3
-def go_on(session: Session) -> None:
+def continue_run(session: Session) -> None:
     "From the run on disk to a run that is finished or paused."
     run, report = session.run, session.report
     if run.status.get("state") == "running":

@@ -17,7 +17,7 @@ from kernel_sessions import DATASET, REF, begin_of, left_behind, one_epoch_each
 from facegen_keras import kernel
 from facegen_keras.cli import main
 from facegen_keras.config import InputError
-from facegen_keras.kernel import Chain, Job, Kaggle, KaggleTrouble, build, pull, push, run_chain
+from facegen_keras.kernel import Job, Kaggle, KaggleTrouble, build, SessionChain, pull, push, run_chain
 
 SCRIPT = Path(__file__).parent / "followed_chain.py"
 FAST = dict(every=0.02, patience=0.3)
@@ -327,7 +327,7 @@ def chain(folder, lines=None, **changes):
 
 
 def outcomes(folder):
-    return [session["outcome"] for session in Chain(folder).sessions]
+    return [session["outcome"] for session in SessionChain(folder).sessions]
 
 
 def test_a_chain_goes_on_until_all_epochs_are_trained(server, tmp_path):

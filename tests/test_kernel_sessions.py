@@ -9,7 +9,7 @@ from kernel_sessions import DATASET, REF
 
 from facegen_keras import RunConfig, kernel
 from facegen_keras.checkpoint import Run, checkpoints
-from facegen_keras.kernel import TRIAL, Chain, Job, Kaggle, build, lay_out, run_chain, run_notebook
+from facegen_keras.kernel import TRIAL, Job, Kaggle, SessionChain, build, lay_out, run_chain, run_notebook
 from facegen_keras.training import train
 
 pytest.importorskip("nbclient")
@@ -43,7 +43,7 @@ def test_the_notebook_runs_offline_with_the_package_that_it_carries(laid_out, tm
     assert Run(working / "run").status["state"] == "finished"
     sums = dict(reversed(line.split("  ")) for line in (working / kernel.SUMS).read_text().splitlines())
     assert {name for name in all_files(working) if name.startswith("run/")} - {"run/lock"} == sums.keys()
-    assert all(kernel.digest(working / name) == digest for name, digest in sums.items())
+    assert all(kernel.file_sha256(working / name) == digest for name, digest in sums.items())
 
 
 @pytest.mark.parametrize("lack", ["data", "run"])
@@ -77,7 +77,7 @@ def test_three_sessions_end_as_one_unbroken_run(laid_out, tmp_path, monkeypatch)
         monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.LOCAL, server.url)
         lines = []
         assert run_chain(tmp_path / "kernel", {}, Kaggle(), lines.append, every=0.2) == "done", lines
-    record = [(each["outcome"], each["place"]) for each in Chain(tmp_path / "kernel").sessions]
+    record = [(each["outcome"], each["place"]) for each in SessionChain(tmp_path / "kernel").sessions]
     assert record == [("paused", [0, 1]), ("paused", [0, 2]), ("finished", [2, 0])]
     assert any("session 2 of face-gan-celeba goes on after epoch 0, step 1" in line for line in lines)
     config = RunConfig.preset("article", data=laid_out / "input/celebrities-100k", out=tmp_path / "whole", **TRIAL)

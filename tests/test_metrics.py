@@ -382,7 +382,7 @@ def test_a_kind_is_judged_only_if_nine_answers_in_ten_are_right():
 
 def test_an_answer_counts_only_if_it_is_sure():
     reader = Canned(ANSWERS)
-    reader.side, logits = 32, np.zeros((2, metrics.ENDS[-1]))
+    reader.side, logits = 32, np.zeros((2, metrics.KIND_ENDS[-1]))
     logits[:, 2] = np.log(5) + np.log([0.79 / 0.21, 0.81 / 0.19])  # against the five other kinds of skin
     reader.network = types.SimpleNamespace(predict_on_batch=lambda images: logits)
     answers = metrics.ModeReader.__call__(reader, np.zeros((2, 32, 32, 3), "uint8"))

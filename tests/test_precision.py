@@ -28,7 +28,7 @@ def curves(tmp_path_factory):
 
     curves = {precision: losses(precision) for precision in ("float32", *BITS_16)}
     with pytest.MonkeyPatch.context() as patch:  # in all layers, as if they were wide
-        patch.setattr(fewer_products, "WIDE", 1)
+        patch.setattr(fewer_products, "WIDE_KERNEL", 1)
         patch.setattr(training, "FaceGAN", CountingGAN)
         shutil.move(folder / "bfloat16", folder / "before")
         return curves | {"bfloat16, fewer products": losses("bfloat16")}
