@@ -24,7 +24,9 @@ import filelock
 import keras
 import numpy as np
 
-from .config import InputError, RunConfig, TrainingDiverged, input_error, write_file
+from .base.errors import InputError, TrainingDiverged, input_error
+from .base.files import write_file
+from .config import RunConfig
 from .encoder import fit_chain, sample_codes
 from .gan import FaceGAN
 

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import click
 
-from .config import PRESETS, InputError, RunConfig, TrainingDiverged, input_error, parse_settings
+from .base.errors import InputError, TrainingDiverged, input_error
+from .config import PRESETS, RunConfig, parse_settings
 
 # %% ../nbs/10_cli.ipynb #e291f1ca
 @contextlib.contextmanager
@@ -146,7 +147,7 @@ def settings(preset):
 def sample(run, count, seed, out):
     "Generate faces with a trained RUN."
     start_keras()
-    from facegen_keras.config import write_file
+    from facegen_keras.base.files import write_file
     from facegen_keras.gan import FaceGAN
     from facegen_keras.viz import image_grid, to_png
     target = Path(out or run / f"faces_seed_{seed}.png")
@@ -196,7 +197,7 @@ def evaluate(run, data, count, seeds, fid, out):
     start_keras()
     from facegen_keras import metrics
     from facegen_keras.checkpoint import Run
-    from facegen_keras.config import write_file
+    from facegen_keras.base.files import write_file
     from facegen_keras.gan import FaceGAN
 
     config = Run(run).config

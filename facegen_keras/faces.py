@@ -45,7 +45,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL import __version__ as PILLOW_VERSION
 
-from .config import input_error
+from .base.errors import input_error
 from .toyfaces import ToyFaces
 
 # %% ../nbs/03_faces.ipynb #af77f450

@@ -17,7 +17,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from .config import RunConfig, input_error
+from .base.errors import input_error
+from .config import RunConfig
 from .encoder import Chain, Mixture, make_residual_encoder, variational_loss
 from .faces import to_pixels
 from .losses import add_input_noise, draw_from_range

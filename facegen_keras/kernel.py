@@ -37,7 +37,9 @@ from pathlib import Path, PurePosixPath
 import filelock
 
 import facegen_keras
-from .config import InputError, RunConfig, input_error, write_file
+from .base.errors import InputError, input_error
+from .base.files import write_file
+from .config import RunConfig
 
 STARTED = time.monotonic()  # on Kaggle the first cell imports this, and the hours begin
 

@@ -29,7 +29,7 @@ from PIL import Image
 
 import facegen_keras
 from .checkpoint import Run
-from .config import input_error
+from .base.errors import input_error
 from .faces import Faces, check_faces, load_faces, spread
 from .toyfaces import ATTRIBUTES, HIDDEN, ToyFaces
 

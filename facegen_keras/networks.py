@@ -11,7 +11,7 @@ __all__ = ['BASE_SIZE', 'KERNEL_SIZE', 'LEAKY_SLOPE', 'BATCH_NORM_EPSILON', 'BAT
 import keras
 from keras import layers
 
-from .config import input_error
+from .base.errors import input_error
 
 # %% ../nbs/04_networks.ipynb #098398a1
 BASE_SIZE = 8  # side of the smallest feature map, in both networks

@@ -16,7 +16,9 @@ import numpy as np
 
 from .benchmark import about, step_gflop
 from .checkpoint import Run, refuse_another_run
-from .config import RunConfig, TrainingDiverged, input_error, write_file
+from .base.errors import TrainingDiverged, input_error
+from .base.files import write_file
+from .config import RunConfig
 from .gan import FaceGAN, generate_faces
 from .metrics import ModeReader, RandomFeatures, distance_blocks, evaluate, in_batches, real_faces
 from .training import train

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from jax.experimental import multihost_utils
 
-from .config import input_error
+from .base.errors import input_error
 from .losses import (
     FAKE, REAL, accuracy, discriminator_loss, generator_loss, gradient_penalty, pair_accuracy, relativistic_loss)
 

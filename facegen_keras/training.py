@@ -39,7 +39,9 @@ from facegen_keras.checkpoint import (
     ANOTHER_RUN, Onlooker, Place, Run, begin_with_another, check_start, checkpoints, delete_run, finite_state,
     half_written, lock_run, place_in_name, refuse_another_run, refuse_folder, restore_newest, save_checkpoint,
     unusable_out)
-from .config import InputError, RunConfig, TrainingDiverged, input_error, sync
+from .base.errors import InputError, TrainingDiverged, input_error
+from .base.files import sync
+from .config import RunConfig
 from .faces import Faces, check_faces, load_faces, readable_face, require_readable, spread
 from .gan import FaceGAN, backend, choose_precision, start_moving_statistics
 from .viz import figure_to_png, image_grid, loss_curves, timelapse, to_png

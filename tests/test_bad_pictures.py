@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facegen_keras import faces as module
-from facegen_keras.config import InputError
+from facegen_keras.base.errors import InputError
 from facegen_keras.faces import (
     DrawnSource, FolderSource, UnreadableImage, ZipSource, check_faces, check_size, decode_face, epoch_order,
     list_endings, load_faces, other_files, require_readable)

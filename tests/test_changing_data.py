@@ -11,9 +11,10 @@ from PIL import Image
 
 from facegen_keras import RunConfig, faces, training
 from facegen_keras.cli import main
-from facegen_keras.config import InputError
+from facegen_keras.base.errors import InputError
 from facegen_keras.faces import epoch_order
-from facegen_keras.training import Run, train
+from facegen_keras.checkpoint import Run
+from facegen_keras.training import train
 
 SILENT = dict(report=lambda line: None)
 

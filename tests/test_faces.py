@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from facegen_keras import faces as module
-from facegen_keras.config import InputError
+from facegen_keras.base.errors import InputError
 from facegen_keras.faces import (
     ARTICLE_BOX, UnreadableImage, check_faces, crop_box, decode_face, epoch_flips, epoch_order, load_faces, spread,
     to_float, to_pixels)

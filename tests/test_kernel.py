@@ -16,7 +16,7 @@ from kernel_sessions import DATASET, REF, begin_of, left_behind, one_epoch_each
 
 from facegen_keras import kernel
 from facegen_keras.cli import main
-from facegen_keras.config import InputError
+from facegen_keras.base.errors import InputError
 from facegen_keras.kernel import Job, Kaggle, KaggleTrouble, build, SessionChain, pull, push, run_chain
 
 SCRIPT = Path(__file__).parent / "followed_chain.py"

@@ -13,7 +13,7 @@ from killed_run import POINTS
 
 from facegen_keras import RunConfig
 from facegen_keras.checkpoint import checkpoints
-from facegen_keras.training import Run
+from facegen_keras.checkpoint import Run
 
 KILLS = int(os.environ.get("FACEGEN_KILLS", 3))  # of each of two runs; the closing notes speak of 40
 SCRIPT = Path(__file__).parent / "killed_run.py"

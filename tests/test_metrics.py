@@ -12,7 +12,7 @@ import pytest
 from facegen_keras import metrics
 from facegen_keras.checkpoint import Run
 from facegen_keras.cli import main
-from facegen_keras.config import InputError
+from facegen_keras.base.errors import InputError
 from facegen_keras.toyfaces import ATTRIBUTES, ToyFaces
 
 RNG = np.random.default_rng(0)

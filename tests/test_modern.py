@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from facegen_keras.checkpoint import Run
-from facegen_keras.config import InputError, RunConfig
+from facegen_keras.base.errors import InputError
+from facegen_keras.config import RunConfig
 from facegen_keras.gan import DTYPES, FaceGAN, at_step, backend, ema_share, generate_faces, make_networks
 from facegen_keras.training import train
 

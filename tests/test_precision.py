@@ -10,7 +10,8 @@ import pytest
 
 from facegen_keras import FaceGAN, RunConfig, fewer_products, gan, step_tensorflow, training
 from facegen_keras.checkpoint import checkpoints, state_variables
-from facegen_keras.training import Run, train
+from facegen_keras.checkpoint import Run
+from facegen_keras.training import train
 
 SILENT = dict(report=lambda line: None)
 TINY = RunConfig.preset("demo", image_size=32, width=8, batch_size=16, limit=480, epochs=5, noise="as_run")

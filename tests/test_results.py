@@ -11,7 +11,8 @@ from PIL import Image
 from facegen_keras import gan, results
 from facegen_keras.benchmark import step_gflop
 from facegen_keras.checkpoint import Run
-from facegen_keras.config import InputError, RunConfig
+from facegen_keras.base.errors import InputError
+from facegen_keras.config import RunConfig
 from facegen_keras.gan import FaceGAN
 from facegen_keras.metrics import ModeReader
 from facegen_keras.results import (

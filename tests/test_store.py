@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from facegen_keras import faces as module
-from facegen_keras.config import InputError
+from facegen_keras.base.errors import InputError
 from facegen_keras.faces import DecodedStore, check_faces, decode_face, epoch_flips, epoch_order, load_faces, readable_face
 
 SIDE, COUNT, BAD = 16, 24, (3, 4, 11)
