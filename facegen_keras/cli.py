@@ -249,7 +249,9 @@ def one_line(text: str) -> str:  # such as can be printed anywhere
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the findings as JSON.")
 def check(path, out):
     "Read every image under PATH and say what is wrong with which."
-    from facegen_keras.faces import SAME_BYTES, check_faces, list_endings, load_faces, other_files
+    from facegen_keras.data.check import SAME_BYTES, check_faces
+    from facegen_keras.data.sources import list_endings, other_files
+    from facegen_keras.faces import load_faces
     check_target(out)
     faces = load_faces(path, crop="none")
     with progress_bar("reading images") as progress:

@@ -19,7 +19,8 @@ from PIL import Image
 from .benchmark import about, in_own_process
 from .checkpoint import Place, save_checkpoint
 from .config import RunConfig
-from .faces import Faces, load_faces, recognise
+from .data.sources import recognise
+from .faces import Faces, load_faces
 from .gan import FaceGAN, backend, choose_precision
 from .toyfaces import ToyFaces
 

@@ -30,8 +30,11 @@ from PIL import Image
 import facegen_keras
 from .checkpoint import Run
 from .base.errors import input_error
-from .faces import Faces, check_faces, load_faces, spread
-from .toyfaces import ATTRIBUTES, HIDDEN, ToyFaces
+from .data.check import check_faces
+from .data.sources import spread
+from .faces import Faces, load_faces
+from .data.attributes import ATTRIBUTES, HIDDEN
+from .toyfaces import ToyFaces
 
 # %% ../nbs/11_metrics.ipynb #8c38be54
 CHANNELS = (16, 24, 32, 40)  # filters of each stage

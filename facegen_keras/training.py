@@ -42,7 +42,9 @@ from facegen_keras.checkpoint import (
 from .base.errors import InputError, TrainingDiverged, input_error
 from .base.files import sync
 from .config import RunConfig
-from .faces import Faces, check_faces, load_faces, readable_face, require_readable, spread
+from .data.check import check_faces
+from .data.sources import spread
+from .faces import Faces, load_faces, readable_face, require_readable
 from .gan import FaceGAN, backend, choose_precision, start_moving_statistics
 from .viz import figure_to_png, image_grid, loss_curves, timelapse, to_png
 

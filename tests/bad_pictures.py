@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from facegen_keras.faces import MAX_BYTES
+from facegen_keras.data.sources import MAX_BYTES
 
 random = np.random.default_rng(0)
 

@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 
 from facegen_keras import faces as module
 from facegen_keras.base.errors import InputError
-from facegen_keras.faces import (
-    DrawnSource, FolderSource, UnreadableImage, ZipSource, check_faces, check_size, decode_face, epoch_order,
-    list_endings, load_faces, other_files, require_readable)
+from facegen_keras.data.check import check_faces
+from facegen_keras.data.pictures import UnreadableImage, check_size, decode_face
+from facegen_keras.data.sources import FolderSource, ZipSource, list_endings, other_files
+from facegen_keras.faces import epoch_order, load_faces, require_readable
+from facegen_keras.toyfaces import DrawnSource
 
 CHECK = "import json, sys; from facegen_keras.faces import *; print(json.dumps(check_faces(load_faces(sys.argv[1]))))"
 CHANGED = "changed since it was checked"

@@ -15,9 +15,10 @@ from PIL import Image
 
 from facegen_keras import faces as module
 from facegen_keras.base.errors import InputError
-from facegen_keras.faces import (
-    ARTICLE_BOX, UnreadableImage, check_faces, crop_box, decode_face, epoch_flips, epoch_order, load_faces, spread,
-    to_float, to_pixels)
+from facegen_keras.data.check import check_faces
+from facegen_keras.data.pictures import ARTICLE_BOX, UnreadableImage, crop_box, decode_face
+from facegen_keras.data.sources import spread
+from facegen_keras.faces import epoch_flips, epoch_order, load_faces, to_float, to_pixels
 from facegen_keras.toyfaces import ToyFaces
 
 SIDE = 16

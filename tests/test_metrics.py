@@ -13,7 +13,8 @@ from facegen_keras import metrics
 from facegen_keras.checkpoint import Run
 from facegen_keras.cli import main
 from facegen_keras.base.errors import InputError
-from facegen_keras.toyfaces import ATTRIBUTES, ToyFaces
+from facegen_keras.data.attributes import ATTRIBUTES
+from facegen_keras.toyfaces import ToyFaces
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.standard_normal((1500, 8)).astype("float32")

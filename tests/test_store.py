@@ -15,7 +15,10 @@ from PIL import Image
 
 from facegen_keras import faces as module
 from facegen_keras.base.errors import InputError
-from facegen_keras.faces import DecodedStore, check_faces, decode_face, epoch_flips, epoch_order, load_faces, readable_face
+from facegen_keras.data.check import check_faces
+from facegen_keras.data.pictures import decode_face
+from facegen_keras.data.store import DecodedStore
+from facegen_keras.faces import epoch_flips, epoch_order, load_faces, readable_face
 
 SIDE, COUNT, BAD = 16, 24, (3, 4, 11)
 NO_ROOM = 10**18  # bytes that no disk has free
