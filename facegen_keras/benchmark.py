@@ -24,7 +24,9 @@ import numpy as np
 from keras import ops
 
 from .config import RunConfig
-from .gan import DTYPES, FaceGAN, backend, choose_precision
+from .engine.backend import backend
+from .engine.precision import DTYPES, choose_precision
+from .gan import FaceGAN
 from .losses import discriminator_loss, generator_loss
 from .networks import channel_ladder, make_discriminator, make_generator
 

@@ -27,7 +27,7 @@ import numpy as np
 from .base.errors import InputError, TrainingDiverged, input_error
 from .base.files import write_file
 from .config import RunConfig
-from .encoder import fit_chain, sample_codes
+from .engine.encoder import fit_chain, sample_codes
 from .gan import FaceGAN
 
 # %% ../nbs/07_checkpoint.ipynb #da448bb6

@@ -107,7 +107,7 @@ def train(preset, data, out, hours, fresh, yes, settings):
 @contextlib.contextmanager
 def among_others():
     "Within it, what ends this process ends it at once if it is one of several and they cannot all end in order."
-    from facegen_keras.gan import backend
+    from facegen_keras.engine.backend import backend
     if backend.process()[1] == 1:
         yield
         return

@@ -21,7 +21,9 @@ from .checkpoint import Place, save_checkpoint
 from .config import RunConfig
 from .data.sources import recognise
 from .faces import Faces, load_faces
-from .gan import FaceGAN, backend, choose_precision
+from .engine.backend import backend
+from .engine.precision import choose_precision
+from .gan import FaceGAN
 from .toyfaces import ToyFaces
 
 # %% ../nbs/31_costs.ipynb #484cfd7a

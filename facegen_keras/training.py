@@ -45,7 +45,10 @@ from .config import RunConfig
 from .data.check import check_faces
 from .data.sources import spread
 from .faces import Faces, load_faces, readable_face, require_readable
-from .gan import FaceGAN, backend, choose_precision, start_moving_statistics
+from .engine.average import start_moving_statistics
+from .engine.backend import backend
+from .engine.precision import choose_precision
+from .gan import FaceGAN
 from .viz import figure_to_png, image_grid, loss_curves, timelapse, to_png
 
 # %% ../nbs/08_training.ipynb #590a955b

@@ -20,7 +20,8 @@ if keras.backend.backend() == "tensorflow":
 
 from facegen_keras.config import RunConfig
 from facegen_keras.faces import load_faces
-from facegen_keras.gan import FaceGAN, backend
+from facegen_keras.engine.backend import backend
+from facegen_keras.gan import FaceGAN
 
 NUM_STEPS = 6
 CONFIG = RunConfig.preset(PRESET, image_size=32, width=4, batch_size=8, precision=PRECISION)

@@ -16,7 +16,7 @@ from facegen_keras import checkpoint
 from facegen_keras.checkpoint import Run, checkpoints
 from facegen_keras.base.errors import InputError
 from facegen_keras.config import RunConfig
-from facegen_keras.encoder import (
+from facegen_keras.engine.encoder import (
     DETAIL, PIXEL_STD, SLACK, Chain, NoisyDensity, decoder, fit_chain, sample_codes, variational_loss)
 from facegen_keras.faces import load_faces
 from facegen_keras.gan import FaceGAN

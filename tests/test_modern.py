@@ -9,7 +9,11 @@ import pytest
 from facegen_keras.checkpoint import Run
 from facegen_keras.base.errors import InputError
 from facegen_keras.config import RunConfig
-from facegen_keras.gan import DTYPES, FaceGAN, at_step, backend, ema_share, generate_faces, make_networks
+from facegen_keras.engine.average import ema_share
+from facegen_keras.engine.backend import backend
+from facegen_keras.engine.optimizers import at_step
+from facegen_keras.engine.precision import DTYPES
+from facegen_keras.gan import FaceGAN, generate_faces, make_networks
 from facegen_keras.training import train
 
 SMALL = dict(image_size=32, width=4, batch_size=8, precision="float32")

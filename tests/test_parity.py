@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from facegen_keras.config import RunConfig
-from facegen_keras.gan import FaceGAN, backend
+from facegen_keras.engine.backend import backend
+from facegen_keras.gan import FaceGAN
 from facegen_keras.losses import discriminator_loss, generator_loss
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "article_seed0.json").read_text())
