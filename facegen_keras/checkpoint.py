@@ -6,8 +6,9 @@
 __all__ = ['DIGEST_BYTES', 'NAME', 'KEEP', 'FREE_SETTINGS', 'ANOTHER_RUN', 'GENERATOR_SETTINGS', 'state_variables', 'read_state',
            'write_state', 'DigestingFile', 'DamagedCheckpoint', 'verify_checkpoint', 'Place', 'checkpoints',
            'place_in_name', 'finite_state', 'save_checkpoint', 'restore_checkpoint', 'restore_newest', 'Run',
-           'Onlooker', 'read_config', 'read_log', 'refuse_folder', 'refuse_another_run', 'unusable_out', 'lock_run',
-           'half_written', 'delete_run', 'load_gan', 'check_start', 'refuse_another_generator', 'begin_with_another']
+           'Onlooker', 'read_config', 'read_log_lines', 'refuse_folder', 'refuse_another_run', 'unusable_out',
+           'lock_run', 'half_written', 'delete_run', 'load_gan', 'check_start', 'refuse_another_generator',
+           'begin_with_another']
 
 # %% ../nbs/07_checkpoint.ipynb #41630a34
 import contextlib
@@ -228,11 +229,11 @@ class Run:
 
     def records(self, kind: str) -> list[dict]:
         "The log's lines of one kind: `steps`, `epoch`, `samples` or `recovery`."
-        return [record for record in read_log(self.directory / "log.jsonl") if record.get("kind") == kind]
+        return [record for record in read_log_lines(self.directory / "log.jsonl") if record.get("kind") == kind]
 
     def speeds(self, kind: str) -> list[dict]:
         "The lines of `speed.jsonl` of one kind: `session`, `steps` or `save`."
-        return [record for record in read_log(self.directory / "speed.jsonl") if record.get("kind") == kind]
+        return [record for record in read_log_lines(self.directory / "speed.jsonl") if record.get("kind") == kind]
 
     def samples(self) -> list[Path]:
         "The grids, in order of epochs."
@@ -299,7 +300,7 @@ def read_config(
                           "mend it, or train into another --out") from error
 
 
-def read_log(
+def read_log_lines(
     path: Path,  # log.jsonl or speed.jsonl; need not exist
 ) -> list[dict]:  # its records
     "A log's lines; what a kill has cut off, or a disk has damaged, is left out."

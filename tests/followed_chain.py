@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from facegen_keras.kernel import Kaggle, run_chain
+from facegen_keras.kaggle.chain import run_chain
+from facegen_keras.kaggle.service import Kaggle
 
 if __name__ == "__main__":
     Kaggle.WAITS = 0.1, 0.2, 0.4

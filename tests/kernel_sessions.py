@@ -5,7 +5,7 @@ import json
 import re
 import time
 
-from facegen_keras.kernel import SUMS
+from facegen_keras.kaggle.session import SUMS
 
 REF = "me/face-gan-celeba"
 DATASET = "greg115/celebrities-100k"

@@ -12,13 +12,19 @@ import time
 import tracemalloc
 import zipfile
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from bad_pictures import BAD, GOOD, HTML, JPEG, make_bad_folder, noise, part, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facegen_keras import faces as module
+from facegen_keras.cli import check as check_module
+
+from facegen_keras.data import sources as sources_module
+
+from facegen_keras.data import store as store_module
 from facegen_keras.base.errors import InputError
 from facegen_keras.data.check import check_faces
 from facegen_keras.data.pictures import UnreadableImage, check_size, decode_face
@@ -205,7 +211,7 @@ def test_random_bytes_are_no_picture(one_file, data):
 # Duplicates, blocks, progress
 
 def test_duplicates_are_found_across_blocks_in_the_order_of_the_collection(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHECK_BLOCK", 4)
+    monkeypatch.setattr(check_module, "CHECK_BLOCK", 4)
     contents = numbered(10)
     write(tmp_path, {**contents, "08.png": contents["01.png"], "09.png": contents["01.png"]})
     calls, faces = [], load_faces(tmp_path)
@@ -250,7 +256,7 @@ def test_files_alike_in_size_and_time_are_not_mixed_up(tmp_path):
 
 
 def test_an_interrupted_check_goes_on_where_it_stopped(folder, reads, monkeypatch):
-    monkeypatch.setattr(module, "CHECK_BLOCK", 4)
+    monkeypatch.setattr(check_module, "CHECK_BLOCK", 4)
 
     def interrupt(done, total):
         if done == 8:
@@ -266,17 +272,17 @@ def test_an_interrupted_check_goes_on_where_it_stopped(folder, reads, monkeypatc
 def test_findings_of_other_rules_do_not_count(folder, reads, monkeypatch, number):
     check_faces(load_faces(folder))
     reads.clear()
-    monkeypatch.setattr(module, number, "another")
+    monkeypatch.setattr(check_module, number, "another")
     assert check_faces(load_faces(folder)) == FOUND and len(reads) == 12
 
 
 def test_what_may_pass_is_not_kept(folder, monkeypatch):
     def refuse(*arguments):
         raise PermissionError(13, "Permission denied")
-    monkeypatch.setattr(module, "open", refuse, raising=False)
+    monkeypatch.setattr(sources_module, "open", refuse, raising=False)
     problems = check_faces(load_faces(folder))
     assert len(problems) == 12 and set(problems.values()) == {"cannot be opened: Permission denied"}
-    monkeypatch.delattr(module, "open")
+    monkeypatch.delattr(sources_module, "open")
     assert check_faces(load_faces(folder)) == FOUND
 
 
@@ -329,7 +335,7 @@ def nobody_is_at_home(cache_folder, monkeypatch):
     def homeless():
         raise RuntimeError("no home")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(module.Path, "home", homeless)
+    monkeypatch.setattr(Path, "home", homeless)
 
 
 @pytest.mark.parametrize("trouble", [cache_home_is_a_file, cache_is_a_folder, cache_is_locked, nobody_is_at_home])
@@ -355,7 +361,7 @@ def test_a_cache_that_is_locked_for_a_moment_is_waited_for(folder, reads, cache_
 
 
 def test_a_cache_that_fails_in_the_middle_does_not_stop_a_check(folder, reads, cache_folder, monkeypatch):
-    monkeypatch.setattr(module, "CHECK_BLOCK", 4)
+    monkeypatch.setattr(check_module, "CHECK_BLOCK", 4)
     path = cache_folder / "facegen_keras/checked.sqlite"
     assert check_faces(load_faces(folder), lambda done, total: done == 4 and os.truncate(path, 1000)) == FOUND
     assert len(reads) == 12 and not path.exists()
@@ -380,7 +386,7 @@ def test_two_processes_may_check_at_once(tmp_path, reads):
 # While training
 
 def test_files_that_change_or_vanish_before_they_are_shown_are_noted_and_later_they_may(folder, monkeypatch):
-    monkeypatch.setattr(module, "num_threads", lambda: 1)  # looks two batches ahead
+    monkeypatch.setattr(store_module, "num_threads", lambda: 1)  # looks two batches ahead
     faces = load_faces(folder, image_size=16)
     faces.leave_out(check_faces(faces))
     known = {faces.name(index): face.tobytes() for index, face in enumerate(faces)}
@@ -403,7 +409,7 @@ def test_files_that_change_or_vanish_before_they_are_shown_are_noted_and_later_t
 
 
 def test_a_file_still_being_written_is_not_taken(folder, monkeypatch):
-    monkeypatch.setattr(module, "file_stamp", lambda path: (10, 1))
+    monkeypatch.setattr(sources_module, "file_stamp", lambda path: (10, 1))
     with pytest.raises(UnreadableImage, match="changed while it was read"):
         FolderSource(folder).read(0)
 

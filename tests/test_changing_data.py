@@ -9,7 +9,9 @@ import pytest
 from bad_pictures import make_bad_folder
 from PIL import Image
 
-from facegen_keras import RunConfig, faces, training
+from facegen_keras import RunConfig, training
+
+from facegen_keras.data import store as store_module
 from facegen_keras.cli import main
 from facegen_keras.base.errors import InputError
 from facegen_keras.faces import epoch_order
@@ -85,7 +87,7 @@ def test_a_picture_that_vanishes_or_changes_before_it_was_shown_is_done_without(
         for name in (shown_and_changed, changed):
             (tmp_path / "faces" / name).write_bytes((tmp_path / "faces" / names[20]).read_bytes())
 
-    monkeypatch.setattr(faces, "num_threads", lambda: 1)  # looks two steps ahead
+    monkeypatch.setattr(store_module, "num_threads", lambda: 1)  # looks two steps ahead
     at_step(monkeypatch, 3, change)
     lines = []
     run = train(generous, report=lines.append)
@@ -160,10 +162,10 @@ def test_too_many_that_vanish_in_mid_run_stop_it_and_it_goes_on_when_they_are_ba
 
     slow, lines = dataclasses.replace(config, save_minutes=0), []
     with monkeypatch.context() as patch:
-        patch.setattr(faces, "num_threads", lambda: 1)  # looks two steps ahead
+        patch.setattr(store_module, "num_threads", lambda: 1)  # looks two steps ahead
         at_step(patch, 3, vanish)
         if everything:  # then, where nothing could be kept, it is the thread that makes batches which ends it
-            patch.setattr(faces.DecodedStore, "keep", lambda *arguments: None)
+            patch.setattr(store_module.DecodedStore, "keep", lambda *arguments: None)
             patch.setattr(training.WatchImages, "on_train_batch_end", lambda *arguments, **options: None)
         with pytest.raises(InputError, match="to be bad"):
             train(slow, report=lines.append)

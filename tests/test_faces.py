@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from facegen_keras import faces as module
+from facegen_keras.data import sources as sources_module
+
+from facegen_keras.data import store as store_module
 from facegen_keras.base.errors import InputError
 from facegen_keras.data.check import check_faces
 from facegen_keras.data.pictures import ARTICLE_BOX, UnreadableImage, crop_box, decode_face
@@ -401,7 +403,7 @@ def test_any_start_gives_the_tail_and_reads_nothing_before_and_nothing_twice(man
 def many_once(tmp_path_factory):
     folder = folder_of(tmp_path_factory.mktemp("many"), {f"{i:03}.png": numbered(i) for i in range(40)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "num_threads", lambda: 1)  # two may decode one picture at the same time
+        patch.setattr(store_module, "num_threads", lambda: 1)  # two may decode one picture at the same time
         whole = load_faces(folder, image_size=SIDE).batches(6, seed=3, epochs=3)
         yield folder, [batch.numpy() for batch in whole]
 
@@ -432,7 +434,7 @@ def test_unreadable_pictures_give_way_to_the_next_whatever_the_threads_do(many, 
     bad = {3, 4, 5, 17, int(epoch_order(40, 0, 0)[-1])}
     for index in bad:
         (many / f"{index:03}.png").write_bytes(HTML)
-    monkeypatch.setattr(module, "num_threads", lambda: threads)
+    monkeypatch.setattr(store_module, "num_threads", lambda: threads)
     faces, random = load_faces(many, image_size=SIDE), np.random.default_rng()
     read = faces.source.read
     faces.source.read = lambda index: time.sleep(random.random() / 200) or read(index)
@@ -459,7 +461,7 @@ def test_check_faces_finds_all_and_changes_nothing(put):
 
 def test_a_file_too_long_is_not_read(tmp_path, monkeypatch):
     contents = {"a.bmp": save(rgb().resize((99, 99)), "BMP")}
-    monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    monkeypatch.setattr(sources_module, "MAX_BYTES", 1000)
     for data in (folder_of(tmp_path / "a", contents), zip_of(tmp_path / "a.zip", contents)):
         reason, = check_faces(load_faces(data)).values()
         assert reason.startswith("too large")

@@ -14,10 +14,19 @@ import pytest
 from kaggle_server import KaggleServer, faults
 from kernel_sessions import DATASET, REF, begin_of, left_behind, one_epoch_each
 
-from facegen_keras import kernel
+from facegen_keras.kaggle import chain as chain_module
+
+from facegen_keras.kaggle import service as service_module
+
+from facegen_keras.kaggle import session as session_module
 from facegen_keras.cli import main
 from facegen_keras.base.errors import InputError
-from facegen_keras.kernel import Job, Kaggle, KaggleTrouble, build, SessionChain, pull, push, run_chain
+from facegen_keras.kaggle.chain import SessionChain, run_chain
+from facegen_keras.kaggle.service import Kaggle, KaggleTrouble
+from facegen_keras.kaggle.session import Job
+from facegen_keras.kaggle.notebook import build
+from facegen_keras.kaggle.push import push
+from facegen_keras.kaggle.service import pull
 
 SCRIPT = Path(__file__).parent / "followed_chain.py"
 FAST = dict(every=0.02, patience=0.3)
@@ -287,18 +296,18 @@ def test_checkpoints_of_an_earlier_chain_do_not_stay_beside_newer_ones(server, e
 
 def test_kaggle_is_not_asked_again_before_it_wants_to_be(server, monkeypatch):
     pauses = []
-    monkeypatch.setattr(kernel.time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", pauses.append)
     account = Kaggle()
     server.next("GetKernel", faults.too_many_requests, faults.server_error)
-    kernel.newest_version(account, REF)
+    service_module.newest_version(account, REF)
     assert pauses == [7.0, 0.02]
     server.next("GetKernel", *[faults.empty] * 9)
     with pytest.raises(KaggleTrouble, match="is empty"):
-        kernel.newest_version(account, REF)
+        service_module.newest_version(account, REF)
 
 
 def test_a_checkpoint_without_a_list_of_digests_must_prove_itself(server, ended, tmp_path):
-    ended(**{kernel.SUMS: b""})
+    ended(**{session_module.SUMS: b""})
     with pytest.raises(InputError, match="damaged"):
         fetch_all(tmp_path / "home")
 
@@ -412,7 +421,7 @@ def test_a_session_that_somebody_has_stopped_stops_the_chain(server, tmp_path):
 
 
 def test_a_kernel_that_was_deleted_on_kaggle_stops_the_chain(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(kernel, "PATIENCE", 0.2)
+    monkeypatch.setattr(chain_module, "PATIENCE", 0.2)
     honest = one_epoch_each(3)
 
     def delete_it(version, mounts):
@@ -442,8 +451,8 @@ def test_a_refusal_is_read_from_either_stream(server, tmp_path):
 def test_a_log_that_is_odd_or_cut_off_is_read_as_far_as_it_goes():
     entries = [{"stream_name": "stdout", "time": 1.0, "data": text} for text in ('a {"b"},\n', None, "c]\n")]
     whole = json.dumps(entries)
-    assert kernel.read_log(whole) == kernel.read_log(whole[:-1]) == ['a {"b"},', "c]"]
-    assert kernel.read_log(whole[:-9]) == ['a {"b"},'] and kernel.read_log("") == [] == kernel.read_log("<html>")
+    assert service_module.read_log(whole) == service_module.read_log(whole[:-1]) == ['a {"b"},', "c]"]
+    assert service_module.read_log(whole[:-9]) == ['a {"b"},'] and service_module.read_log("") == [] == service_module.read_log("<html>")
 
 
 def test_what_was_pushed_by_hand_is_taken_over(server, folder):
@@ -528,7 +537,7 @@ def test_a_bad_hour_of_kaggle_is_waited_for_and_no_longer(server, tmp_path, monk
     server.execute, lines = one_epoch_each(2), []
     server.next("GetKernelSessionStatus", *[faults.server_error] * 9)
     assert chain(tmp_path / "kernel", lines) == "done" and any(line.endswith("; looking again") for line in lines)
-    monkeypatch.setattr(kernel, "PATIENCE", 0.3)
+    monkeypatch.setattr(chain_module, "PATIENCE", 0.3)
     server.next("GetKernel", *[faults.server_error] * 100)
     with pytest.raises(KaggleTrouble, match="get_kernel with 500"):
         chain(tmp_path / "other", slug="other-kernel")
@@ -683,39 +692,39 @@ def kaggle_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("mount", ["celebrities-100k", "datasets/greg115/celebrities-100k"])
 def test_the_data_are_found_where_kaggle_mounts_them(kaggle_folder, mount):
     (kaggle_folder / "input" / mount).mkdir(parents=True)
-    with pytest.raises(kernel.SessionError, match="or it came up empty"):
-        kernel.find_data(Job())
+    with pytest.raises(session_module.SessionError, match="or it came up empty"):
+        session_module.find_data(Job())
     (kaggle_folder / "input" / mount / "100k.txt").touch()
-    assert kernel.find_data(Job()) == kaggle_folder / "input" / mount
+    assert session_module.find_data(Job()) == kaggle_folder / "input" / mount
 
 
 @pytest.mark.parametrize("mount", ["face-gan-celeba", "notebooks/me/face-gan-celeba"])
 def test_the_run_is_fetched_from_where_kaggle_mounts_it_and_only_if_it_is_as_far_as_it_should_be(kaggle_folder, mount):
     attached = kaggle_folder / "input" / mount / "run"
-    with pytest.raises(kernel.SessionError, match="no run is attached"):
-        kernel.fetch_run(Job(session=2, begin=(3, 7)))
+    with pytest.raises(session_module.SessionError, match="no run is attached"):
+        session_module.fetch_run(Job(session=2, begin=(3, 7)))
     for name in ("config.json", "log.jsonl", "checkpoints/epoch_0003_step_000006.npz", "samples/epoch_0003.png"):
         (attached / name).parent.mkdir(parents=True, exist_ok=True)
         (attached / name).write_text(name)
         (attached / name).chmod(0o444)
-    with pytest.raises(kernel.SessionError, match="older: it is at epoch 3, step 6"):
-        kernel.fetch_run(Job(session=2, begin=(3, 7)))
+    with pytest.raises(session_module.SessionError, match="older: it is at epoch 3, step 6"):
+        session_module.fetch_run(Job(session=2, begin=(3, 7)))
     assert not (kaggle_folder / "working/run").exists()
-    kernel.fetch_run(Job(session=2, begin=(3, 6)))
+    session_module.fetch_run(Job(session=2, begin=(3, 6)))
     copied = [path for path in (kaggle_folder / "working/run").rglob("*") if path.is_file()]
     assert len(copied) == 4 and all(path.stat().st_mode & 0o200 for path in copied), "what is attached is read-only"
 
 
 def test_a_machine_that_will_not_do_is_refused_in_one_sentence(kaggle_folder, monkeypatch):
-    kernel.check_machine()
-    monkeypatch.setattr(kernel, "LEAST_DISK", 10**18)
-    with pytest.raises(kernel.SessionError, match="4 GB of disk are needed"):
-        kernel.check_machine()
-    monkeypatch.setattr(kernel, "LEAST_VERSIONS", {"keras": "99.0"})
-    with pytest.raises(kernel.SessionError, match="keras 99.0 or newer is needed, this image has"):
-        kernel.check_machine()
+    session_module.check_machine()
+    monkeypatch.setattr(session_module, "LEAST_DISK", 10**18)
+    with pytest.raises(session_module.SessionError, match="4 GB of disk are needed"):
+        session_module.check_machine()
+    monkeypatch.setattr(session_module, "LEAST_VERSIONS", {"keras": "99.0"})
+    with pytest.raises(session_module.SessionError, match="keras 99.0 or newer is needed, this image has"):
+        session_module.check_machine()
     monkeypatch.undo()
-    monkeypatch.setattr(kernel, "kaggle_folder", lambda: kaggle_folder)
+    monkeypatch.setattr(session_module, "kaggle_folder", lambda: kaggle_folder)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(kernel.SessionError, match="no GPU: choose the accelerator GPU T4 x2"):
-        kernel.check_machine()
+    with pytest.raises(session_module.SessionError, match="no GPU: choose the accelerator GPU T4 x2"):
+        session_module.check_machine()

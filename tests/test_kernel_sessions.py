@@ -7,9 +7,15 @@ import pytest
 from kaggle_server import KaggleServer
 from kernel_sessions import DATASET, REF
 
-from facegen_keras import RunConfig, kernel
+from facegen_keras import RunConfig
+
+from facegen_keras.kaggle import session as session_module
 from facegen_keras.checkpoint import Run, checkpoints
-from facegen_keras.kernel import TRIAL, Job, Kaggle, SessionChain, build, lay_out, run_chain, run_notebook
+from facegen_keras.kaggle.chain import SessionChain, run_chain
+from facegen_keras.kaggle.notebook import TRIAL, lay_out, run_notebook
+from facegen_keras.kaggle.service import Kaggle
+from facegen_keras.kaggle.session import Job
+from facegen_keras.kaggle.notebook import build
 from facegen_keras.training import train
 
 pytest.importorskip("nbclient")
@@ -41,9 +47,9 @@ def test_the_notebook_runs_offline_with_the_package_that_it_carries(laid_out, tm
     assert status == "COMPLETE", said
     assert said.startswith("session 1 of face-gan-celeba begins a run: ") and "finished: " in said
     assert Run(working / "run").status["state"] == "finished"
-    sums = dict(reversed(line.split("  ")) for line in (working / kernel.SUMS).read_text().splitlines())
+    sums = dict(reversed(line.split("  ")) for line in (working / session_module.SUMS).read_text().splitlines())
     assert {name for name in all_files(working) if name.startswith("run/")} - {"run/lock"} == sums.keys()
-    assert all(kernel.file_sha256(working / name) == digest for name, digest in sums.items())
+    assert all(session_module.file_sha256(working / name) == digest for name, digest in sums.items())
 
 
 @pytest.mark.parametrize("lack", ["data", "run"])

@@ -9,11 +9,16 @@ import subprocess
 import sys
 import zipfile
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from facegen_keras import faces as module
+from facegen_keras.data import store as store_module
+
+from facegen_keras import faces as faces_module
 from facegen_keras.base.errors import InputError
 from facegen_keras.data.check import check_faces
 from facegen_keras.data.pictures import decode_face
@@ -52,8 +57,8 @@ def place(request, monkeypatch):
 
 def put(monkeypatch, place):
     "Says where faces are to be kept."
-    monkeypatch.setattr(module, "LEAST_FREE", 0)
-    monkeypatch.setattr(module, "MOST_MEMORY", 0 if place == "file" else 10**9)
+    monkeypatch.setattr(store_module, "LEAST_FREE", 0)
+    monkeypatch.setattr(store_module, "MOST_MEMORY", 0 if place == "file" else 10**9)
     return place
 
 
@@ -85,7 +90,7 @@ def by_hand(contents, batch_size, seed, epochs):
 
 @pytest.mark.parametrize("batch_size", [5, 8])
 def test_batches_are_those_of_decoding_each_time_and_each_picture_is_read_once(folder, contents, place, batch_size, monkeypatch):
-    monkeypatch.setattr(module, "num_threads", lambda: 1)  # two may decode one picture at the same time
+    monkeypatch.setattr(store_module, "num_threads", lambda: 1)  # two may decode one picture at the same time
     faces = load_faces(folder, image_size=SIDE)
     reads = count_reads(faces)
     for _ in range(2):  # as after a divergence
@@ -198,10 +203,11 @@ def test_a_disk_that_fills_up_costs_time_and_nothing_else(folder, contents, monk
 LIMITED = """
 import resource, sys
 import numpy as np
-from facegen_keras import faces as module
-module.MOST_MEMORY = module.LEAST_FREE = 0
+from facegen_keras.data import store as store_module
+from facegen_keras import faces as faces_module
+store_module.MOST_MEMORY = store_module.LEAST_FREE = 0
 pictures = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
-store = module.DecodedStore(list("abcdefgh"), 16)
+store = store_module.DecodedStore(list("abcdefgh"), 16)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 768 + 100,) * 2)
 for index in (2, 0, 3, 1):
     store.keep(index, pictures[index])
@@ -225,7 +231,7 @@ def no_home(monkeypatch, tmp_path):
     def unknown():
         raise RuntimeError("Could not determine home directory.")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(module.Path, "home", unknown)
+    monkeypatch.setattr(Path, "home", unknown)
 
 
 def no_long_file(monkeypatch, tmp_path):
@@ -233,19 +239,19 @@ def no_long_file(monkeypatch, tmp_path):
         file = io.FileIO(tmp_path / "short", "w+")
         file.close()  # to make it longer now fails
         return io.FileIO(os.open(tmp_path / "short", os.O_RDONLY), "r")
-    monkeypatch.setattr(module.tempfile, "TemporaryFile", too_long)
+    monkeypatch.setattr(tempfile, "TemporaryFile", too_long)
 
 
 def no_map(monkeypatch, tmp_path):
     def refuse(*arguments, **options):
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-    monkeypatch.setattr(module.np, "memmap", refuse)
+    monkeypatch.setattr(np, "memmap", refuse)
 
 
 HINDRANCES = {
     "no folder": no_folder, "no home": no_home, "no long file": no_long_file, "no map": no_map,
     "no pwrite": lambda monkeypatch, tmp_path: monkeypatch.delattr(os, "pwrite"),
-    "a disk nearly full": lambda monkeypatch, tmp_path: monkeypatch.setattr(module, "LEAST_FREE", NO_ROOM),
+    "a disk nearly full": lambda monkeypatch, tmp_path: monkeypatch.setattr(store_module, "LEAST_FREE", NO_ROOM),
 }
 
 
@@ -273,7 +279,7 @@ def test_without_memory_pictures_are_decoded_each_time(folder, contents, monkeyp
         if shape == (COUNT, SIDE, SIDE, 3):
             raise MemoryError
         return empty(shape, *arguments)
-    monkeypatch.setattr(module.np, "empty", no_memory)
+    monkeypatch.setattr(np, "empty", no_memory)
     assert np.array_equal(arrays(faces.batches(8, seed=4, epochs=2)), by_hand(contents, 8, 4, 2))
     assert not faces.decoded.kept.any()
 
@@ -289,10 +295,11 @@ def run(code, *arguments, **environment):
 
 HOLDING = """
 import sys, time
-from facegen_keras import faces as module
-module.MOST_MEMORY = module.LEAST_FREE = 0
-faces = module.load_faces(sys.argv[1], image_size=16)
-module.batch_pixels(faces, 0, 24, 0, False)
+from facegen_keras.data import store as store_module
+from facegen_keras import faces as faces_module
+store_module.MOST_MEMORY = store_module.LEAST_FREE = 0
+faces = faces_module.load_faces(sys.argv[1], image_size=16)
+faces_module.batch_pixels(faces, 0, 24, 0, False)
 print(faces.decoded.kept.sum(), flush=True)
 time.sleep(60)
 """
@@ -316,7 +323,8 @@ MANY = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from facegen_keras import faces as module
+from facegen_keras.data import store as store_module
+from facegen_keras import faces as faces_module
 
 def own_memory():
     return 1024 * int(re.search(r"RssAnon:\\s*(\\d+) kB", Path("/proc/self/status").read_text()).group(1))
@@ -326,13 +334,13 @@ class Many:
     def read(self, index):
         return np.full((16, 16, 3), index % 251, np.uint8)
 
-module.MOST_MEMORY, module.LEAST_FREE = int(sys.argv[1]), 0
-faces = module.Faces(Many(), "folder", "square", 16)
+store_module.MOST_MEMORY, store_module.LEAST_FREE = int(sys.argv[1]), 0
+faces = faces_module.Faces(Many(), "folder", "square", 16)
 before = own_memory()
 for epoch in (0, 1):
-    order = module.epoch_order(200_000, 0, epoch)
+    order = faces_module.epoch_order(200_000, 0, epoch)
     for step in range(3125):
-        pixels = module.batch_pixels(faces, epoch * 3125 + step, 64, 0, True)
+        pixels = faces_module.batch_pixels(faces, epoch * 3125 + step, 64, 0, True)
         assert np.array_equal(pixels[:, 3, 3, 1], order[64 * step:64 * step + 64] % 251)
 assert faces.decoded.kept.all()
 print(own_memory() - before)
