@@ -295,11 +295,11 @@ def bench(context, image_size, batch_size, width, rounds, costs, out):
         importlib.import_module("torch")
     report = functools.partial(click.echo, err=True)
     if costs:
-        from facegen_keras.costs import costs_table, measure_costs
+        from facegen_keras.measure.costs import costs_table, measure_costs
         record = measure_costs(report)
         click.echo(costs_table(record))
     else:
-        from facegen_keras.benchmark import as_table, measure
+        from facegen_keras.measure.benchmark import as_table, measure
         record = measure(image_size, batch_size, width, rounds, report)
         click.echo(as_table(record))
     if out:

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from facegen_keras import gan, results
-from facegen_keras.benchmark import step_gflop
+from facegen_keras.measure.work import step_gflop
 from facegen_keras.checkpoint import Run
 from facegen_keras.base.errors import InputError
 from facegen_keras.config import RunConfig
 from facegen_keras.gan import FaceGAN
-from facegen_keras.metrics import ModeReader
-from facegen_keras.results import (
+from facegen_keras.measure.reader import ModeReader
+from facegen_keras.measure.experiments import (
     ABLATIONS, ARMS, DRAWN, DRAWN_ON_GPU, ON_GPU, SMALL, farthest_faces, measure_arms, short_runs, write_pictures)
 from facegen_keras.toyfaces import ToyFaces
 
