@@ -151,7 +151,7 @@ def sample(run, count, seed, out):
     start_keras()
     from facegen_keras.base.files import write_file
     from facegen_keras.gan import FaceGAN
-    from facegen_keras.viz import image_grid, to_png
+    from facegen_keras.runs.viz import image_grid, to_png
     target = Path(out or run / f"faces_seed_{seed}.png")
     single = out is not None and (out.endswith(("/", os.sep)) or target.is_dir())
     if not single and target.suffix.lower() != ".png":
@@ -198,13 +198,15 @@ def evaluate(run, data, count, seeds, fid, out):
     check_target(out)
     start_keras()
     from facegen_keras import metrics
-    from facegen_keras.checkpoint import Run
+    from facegen_keras.measure import fid as inception
+    from facegen_keras.measure.reader import ModeReader
+    from facegen_keras.runs.folder import Run
     from facegen_keras.base.files import write_file
     from facegen_keras.gan import FaceGAN
 
     config = Run(run).config
     if fid:
-        metrics.fid_tool()
+        inception.fid_tool()
     gan = FaceGAN.load(run)
     with progress_bar("reading images") as progress:
         train, held_out = metrics.real_faces(Run(run), data or config.data, count, progress)
@@ -220,7 +222,7 @@ def evaluate(run, data, count, seeds, fid, out):
     reader = None
     if train.layout == "toy":
         with progress_bar("learning to read drawn faces") as progress:
-            reader = metrics.ModeReader(config.image_size, progress=progress)
+            reader = ModeReader(config.image_size, progress=progress)
     with progress_bar("measuring") as progress:
         record = metrics.evaluate(
             (gan.generate(used, seed) for seed in range(seeds)),
@@ -235,7 +237,7 @@ def evaluate(run, data, count, seeds, fid, out):
         write_file(out, (json.dumps(record, indent=2) + "\n").encode())
     if fid:
         real = metrics.take(train, metrics.choose_compared(used, len(train), len(held_out))[0])
-        record["fid"] = metrics.inception_fid(gan.generate(used, 0), real)
+        record["fid"] = inception.inception_fid(gan.generate(used, 0), real)
         click.echo(f"FID of seed 0: {record['fid']:.2f}")
         if out:
             write_file(out, (json.dumps(record, indent=2) + "\n").encode())

@@ -168,7 +168,7 @@ class FaceGAN(keras.Model):
     @classmethod
     def load(cls, directory) -> "FaceGAN":
         "A trained GAN out of a run directory."
-        from facegen_keras.checkpoint import load_gan
+        from facegen_keras.runs.start import load_gan
         return load_gan(directory)
 
     def compile(self):

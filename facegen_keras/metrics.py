@@ -14,7 +14,7 @@ import numpy as np
 
 import facegen_keras
 from .base.errors import input_error
-from .checkpoint import Run
+from .runs.folder import Run
 from .data.check import check_faces
 from .data.sources import spread
 from .faces import Faces, load_faces

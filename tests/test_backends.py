@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facegen_keras.checkpoint import Place, Run, checkpoints, restore_checkpoint, save_checkpoint
+from facegen_keras.runs.checkpoint import Place, checkpoints, restore_checkpoint, save_checkpoint
+from facegen_keras.runs.folder import Run
 from facegen_keras.config import RunConfig
 from facegen_keras.gan import FaceGAN
 from facegen_keras.training import train
@@ -56,7 +57,7 @@ STEPS = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from facegen_keras.checkpoint import restore_newest
+from facegen_keras.runs.checkpoint import restore_newest
 from facegen_keras.config import RunConfig
 from facegen_keras.gan import FaceGAN
 

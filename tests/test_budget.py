@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from facegen_keras import RunConfig, training
-from facegen_keras.checkpoint import checkpoints
+from facegen_keras.runs.checkpoint import checkpoints
 from facegen_keras.training import train
 
 STEP, SAVE, PICTURES, FRAME = 10.0, 7.0, 5.0, 2.0  # seconds, as the clock below counts them

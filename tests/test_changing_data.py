@@ -15,7 +15,7 @@ from facegen_keras.data import store as store_module
 from facegen_keras.cli import main
 from facegen_keras.base.errors import InputError
 from facegen_keras.faces import epoch_order
-from facegen_keras.checkpoint import Run
+from facegen_keras.runs.folder import Run
 from facegen_keras.training import train
 
 SILENT = dict(report=lambda line: None)

@@ -21,12 +21,13 @@ import numpy as np
 import pytest
 
 from facegen_keras import RunConfig, checkpoint, load_faces, training
-from facegen_keras.checkpoint import Place, checkpoints, read_state, restore_newest, save_checkpoint
+from facegen_keras.runs.checkpoint import Place, checkpoints, read_state, restore_newest, save_checkpoint
 from facegen_keras.base.errors import InputError
 from facegen_keras.base.files import sync, write_file
 from facegen_keras.gan import FaceGAN
-from facegen_keras.checkpoint import Run
-from facegen_keras.training import open_run, train
+from facegen_keras.runs.folder import Run
+from facegen_keras.runs.images import open_run
+from facegen_keras.training import train
 
 SILENT = dict(report=lambda line: None)
 TINY = RunConfig.preset("demo", image_size=32, width=4, batch_size=8, limit=40, epochs=4)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from facegen_keras import RunConfig, load_faces, training
-from facegen_keras.checkpoint import checkpoints, restore_newest
+from facegen_keras.runs.checkpoint import checkpoints, restore_newest
 from facegen_keras.base.errors import TrainingDiverged
 from facegen_keras.gan import FaceGAN
-from facegen_keras.checkpoint import Run
+from facegen_keras.runs.folder import Run
 from facegen_keras.training import train
 
 SILENT = dict(report=lambda line: None)

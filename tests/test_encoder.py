@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from facegen_keras import checkpoint
-from facegen_keras.checkpoint import Run, checkpoints
+from facegen_keras.runs.checkpoint import checkpoints
+from facegen_keras.runs.folder import Run
 from facegen_keras.base.errors import InputError
 from facegen_keras.config import RunConfig
 from facegen_keras.engine.encoder import (

@@ -10,7 +10,8 @@ from kernel_sessions import DATASET, REF
 from facegen_keras import RunConfig
 
 from facegen_keras.kaggle import session as session_module
-from facegen_keras.checkpoint import Run, checkpoints
+from facegen_keras.runs.checkpoint import checkpoints
+from facegen_keras.runs.folder import Run
 from facegen_keras.kaggle.chain import SessionChain, run_chain
 from facegen_keras.kaggle.notebook import TRIAL, lay_out, run_notebook
 from facegen_keras.kaggle.service import Kaggle

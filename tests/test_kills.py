@@ -12,8 +12,8 @@ import pytest
 from killed_run import POINTS
 
 from facegen_keras import RunConfig
-from facegen_keras.checkpoint import checkpoints
-from facegen_keras.checkpoint import Run
+from facegen_keras.runs.checkpoint import checkpoints
+from facegen_keras.runs.folder import Run
 
 KILLS = int(os.environ.get("FACEGEN_KILLS", 3))  # of each of two runs; the closing notes speak of 40
 SCRIPT = Path(__file__).parent / "killed_run.py"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from facegen_keras import metrics
-from facegen_keras.checkpoint import Run
+from facegen_keras.runs.folder import Run
 from facegen_keras.cli import main
 from facegen_keras.base.errors import InputError
 from facegen_keras.data.attributes import ATTRIBUTES

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from facegen_keras.checkpoint import Run
+from facegen_keras.runs.folder import Run
 from facegen_keras.base.errors import InputError
 from facegen_keras.config import RunConfig
 from facegen_keras.engine.average import ema_share

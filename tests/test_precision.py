@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from facegen_keras import FaceGAN, RunConfig, fewer_products, gan, step_tensorflow, training
-from facegen_keras.checkpoint import checkpoints, state_variables
-from facegen_keras.checkpoint import Run
+from facegen_keras.runs.checkpoint import checkpoints, state_variables
+from facegen_keras.runs.folder import Run
 from facegen_keras.training import train
 
 SILENT = dict(report=lambda line: None)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from facegen_keras import gan, results
 from facegen_keras.measure.work import step_gflop
-from facegen_keras.checkpoint import Run
+from facegen_keras.runs.folder import Run
 from facegen_keras.base.errors import InputError
 from facegen_keras.config import RunConfig
 from facegen_keras.gan import FaceGAN

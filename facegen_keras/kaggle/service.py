@@ -297,7 +297,7 @@ def pull(kaggle: Kaggle, ref: str, version: int, folder: Path, report=print) -> 
         if name != SUMS and not (known and targets[name].is_file() and file_sha256(targets[name]) == known):
             fetch(address, targets[name], known)
             if name.endswith(".npz") and not known:
-                from facegen_keras.checkpoint import verify_checkpoint
+                from facegen_keras.runs.checkpoint import verify_checkpoint
                 verify_checkpoint(targets[name])
             fetched += 1
     if missing := sorted(sums.keys() - files.keys()):

@@ -144,7 +144,8 @@ def fetch_run(job: Job) -> None:
     out = kaggle_folder() / "working" / "run"
     if job.begin is None or out.exists():
         return
-    from facegen_keras.checkpoint import Run, checkpoints, place_in_name
+    from facegen_keras.runs.checkpoint import checkpoints, place_in_name
+    from facegen_keras.runs.folder import Run
     source = find_output(job)
     if source is None:
         raise SessionError(f"session {job.session} should go on after {place_in_words(job.begin)}, and no run is attached: "
@@ -183,8 +184,9 @@ def session_config(job: Job) -> RunConfig:
 
 def train_session(job: Job, config: RunConfig):  # the Run: finished, paused or diverged, as its status says
     "Trains until the run is finished or the hours are used up, and leaves a list of what it wrote."
-    from facegen_keras.checkpoint import Run
-    from facegen_keras.training import newest_place, train
+    from facegen_keras.runs.folder import Run
+    from facegen_keras.runs.callbacks import newest_place
+    from facegen_keras.training import train
     run = Run(config.out)
     try:
         train(config, hours=trial().get("hours", job.hours), started=STARTED)

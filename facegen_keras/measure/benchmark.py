@@ -251,7 +251,7 @@ def in_own_process(function: str, **arguments):  # what it returns; None if it f
     "Calls a function of this module in another process, which may have the memory that is free and no more."
     limit = available_bytes()
     code = (f"import json, resource, sys; resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit})); "
-            f"sys.setdlopenflags({sys.getdlopenflags()}); from facegen_keras import benchmark; "
+            f"sys.setdlopenflags({sys.getdlopenflags()}); from facegen_keras.measure import benchmark; "
             f"print(json.dumps(benchmark.{function}(**{arguments!r})))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:

@@ -16,7 +16,7 @@ from PIL import Image
 from keras import ops
 import numpy as np
 
-from ..checkpoint import Place, save_checkpoint
+from ..runs.checkpoint import Place, save_checkpoint
 from ..config import RunConfig
 from ..data.sources import recognise
 from ..engine.backend import backend

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..base.errors import TrainingDiverged, input_error
 from ..base.files import write_file
-from ..checkpoint import Run, refuse_another_run
+from ..runs.folder import Run, refuse_another_run
 from ..config import RunConfig
 from ..features.distances import distance_blocks
 from ..features.features import RandomFeatures, in_batches
@@ -26,7 +26,7 @@ from .reader import ModeReader
 from .work import step_gflop
 from ..metrics import evaluate, real_faces
 from ..training import train
-from ..viz import image_grid, to_png
+from ..runs.viz import image_grid, to_png
 
 # %% ../../nbs/measure/experiments.ipynb #6c3046e2
 SMALL_SET = dict(image_size=64, limit=9_000)
