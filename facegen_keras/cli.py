@@ -150,13 +150,13 @@ def sample(run, count, seed, out):
     "Generate faces with a trained RUN."
     start_keras()
     from facegen_keras.base.files import write_file
-    from facegen_keras.gan import FaceGAN
+    from facegen_keras.runs.start import load_gan
     from facegen_keras.runs.viz import image_grid, to_png
     target = Path(out or run / f"faces_seed_{seed}.png")
     single = out is not None and (out.endswith(("/", os.sep)) or target.is_dir())
     if not single and target.suffix.lower() != ".png":
         raise input_error("--out", "a name that ends in .png, or a folder that ends in /", out, "name it so")
-    faces = FaceGAN.load(run).generate(count, seed)
+    faces = load_gan(run).generate(count, seed)
     (target if single else target.parent).mkdir(parents=True, exist_ok=True)
     if single:
         for index, face in enumerate(faces):
@@ -202,12 +202,12 @@ def evaluate(run, data, count, seeds, fid, out):
     from facegen_keras.measure.reader import ModeReader
     from facegen_keras.runs.folder import Run
     from facegen_keras.base.files import write_file
-    from facegen_keras.gan import FaceGAN
+    from facegen_keras.runs.start import load_gan
 
     config = Run(run).config
     if fid:
         inception.fid_tool()
-    gan = FaceGAN.load(run)
+    gan = load_gan(run)
     with progress_bar("reading images") as progress:
         train, held_out = metrics.real_faces(Run(run), data or config.data, count, progress)
     used = metrics.choose_compared(count, len(train), len(held_out))[2]

@@ -165,12 +165,6 @@ class FaceGAN(keras.Model):
         gan.compile()
         return gan
 
-    @classmethod
-    def load(cls, directory) -> "FaceGAN":
-        "A trained GAN out of a run directory."
-        from facegen_keras.runs.start import load_gan
-        return load_gan(directory)
-
     def compile(self):
         "Two Adams at the config's rates; `fit` needs nothing else."
         super().compile(optimizer=None)

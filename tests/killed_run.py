@@ -4,17 +4,21 @@ import os
 import signal
 import sys
 
-from facegen_keras import RunConfig, checkpoint, training
+from facegen_keras import RunConfig
+from facegen_keras.runs import callbacks as callbacks_module
+from facegen_keras.runs import checkpoint as checkpoint_module
+from facegen_keras.runs import folder as folder_module
+from facegen_keras import training as training_module
 
 POINTS = {  # what a session does: where the function is that does it
-    "write a piece of a checkpoint": (checkpoint.DigestingFile, "write"),
+    "write a piece of a checkpoint": (checkpoint_module.DigestingFile, "write"),
     "push to the disk": (os, "fsync"),
     "rename": (os, "replace"),
     "delete": (os, "unlink"),
-    "draw a picture": (training, "to_png"),
-    "make the film": (training, "film"),
-    "add a line to a log": (training.Run, "append"),
-    "take a step": (training.WriteLog, "on_train_batch_end"),
+    "draw a picture": (callbacks_module, "to_png"),
+    "make the film": (callbacks_module, "film"),
+    "add a line to a log": (folder_module.Run, "append"),
+    "take a step": (callbacks_module.WriteLog, "on_train_batch_end"),
 }
 
 
@@ -45,7 +49,7 @@ def kill_at(point, count, after):
 
 
 if __name__ == "__main__":
-    training.LINES_PER_EPOCH = 2  # of six steps, so that some saves fall between two lines
+    callbacks_module.LINES_PER_EPOCH = 2  # of six steps, so that some saves fall between two lines
     if len(sys.argv) > 2:
         kill_at(sys.argv[2], int(sys.argv[3]), sys.argv[4] == "True")
-    training.train(RunConfig.from_json(sys.argv[1]))
+    training_module.train(RunConfig.from_json(sys.argv[1]))

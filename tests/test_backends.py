@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from facegen_keras.runs.start import load_gan
 from facegen_keras.runs.checkpoint import Place, checkpoints, restore_checkpoint, save_checkpoint
 from facegen_keras.runs.folder import Run
 from facegen_keras.config import RunConfig
@@ -132,7 +133,7 @@ def test_a_run_moves_between_backends_and_resumes_exactly_under_jax(tmp_path):
 
     lines, before = [], last_state(tmp_path / "broken")
     config = RunConfig.from_json((tmp_path / "broken/config.json").read_text()).to_dict()
-    gan = FaceGAN.load(tmp_path / "broken")
+    gan = load_gan(tmp_path / "broken")
     restore_checkpoint(gan, checkpoints(tmp_path / "broken/checkpoints")[-1])
     for name, array in before.items():
         if name.startswith("generator/"):

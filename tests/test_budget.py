@@ -1,11 +1,15 @@
 """`--hours`: within the budget, which counts what is still to come; on a clock of its own, so that speeds are known."""
 
+import time
 import dataclasses
 import itertools
 
 import pytest
 
-from facegen_keras import RunConfig, training
+from facegen_keras import RunConfig
+from facegen_keras.runs import callbacks as callbacks_module
+from facegen_keras.runs import session as session_module
+from facegen_keras import training as training_module
 from facegen_keras.runs.checkpoint import checkpoints
 from facegen_keras.training import train
 
@@ -18,11 +22,11 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
-        monkeypatch.setattr(training.time, "monotonic", lambda: self.now)
-        self.charge(monkeypatch, training.WriteLog, "on_train_batch_end", lambda: self.step)
-        self.charge(monkeypatch, training, "save_checkpoint", lambda: SAVE)
-        self.charge(monkeypatch, training, "loss_curves", lambda: PICTURES)
-        self.charge(monkeypatch, training.Image, "open", lambda: FRAME)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        self.charge(monkeypatch, callbacks_module.WriteLog, "on_train_batch_end", lambda: self.step)
+        self.charge(monkeypatch, callbacks_module, "save_checkpoint", lambda: SAVE)
+        self.charge(monkeypatch, callbacks_module, "loss_curves", lambda: PICTURES)
+        self.charge(monkeypatch, callbacks_module.Image, "open", lambda: FRAME)
         self.step = STEP
 
     def charge(self, monkeypatch, owner, name, seconds):
@@ -54,19 +58,19 @@ def test_a_session_ends_within_its_budget_and_uses_it(config, monkeypatch, secon
 def test_a_step_that_is_suddenly_slow_costs_that_step_and_no_more(config, monkeypatch):
     clock = Clock(monkeypatch)
     start, steps = clock.now, itertools.count()
-    original = training.StopInTime.on_train_batch_begin
+    original = training_module.StopInTime.on_train_batch_begin
 
     def begin(self, batch, logs=None):
         original(self, batch, logs)
         clock.step = 100.0 if next(steps) == 5 else STEP
 
-    monkeypatch.setattr(training.StopInTime, "on_train_batch_begin", begin)
+    monkeypatch.setattr(training_module.StopInTime, "on_train_batch_begin", begin)
     train(config, hours=110 / 3600, **SILENT)
     assert 110 < clock.now - start <= 110 + 100 + SAVE
 
 
 def test_sessions_of_an_hour_each_end_like_one(config, monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "LINES_PER_EPOCH", 2)  # so that sessions end between two lines
+    monkeypatch.setattr(callbacks_module, "LINES_PER_EPOCH", 2)  # so that sessions end between two lines
     whole = train(config, **SILENT)
     assert {line["num_steps"] for line in whole.records("steps")} == {2}
     Clock(monkeypatch)
@@ -90,19 +94,19 @@ def test_the_budget_counts_from_when_the_command_was_given(config, monkeypatch):
 
 def test_inside_kaggle_there_is_a_budget_by_itself(monkeypatch):
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
-    assert training.deadline_after(None, 5.0) is None
+    assert session_module.deadline_after(None, 5.0) is None
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    assert training.deadline_after(None, 5.0) == 5.0 + 10 * 3600
-    assert training.deadline_after(2, 5.0) == 5.0 + 2 * 3600
+    assert session_module.deadline_after(None, 5.0) == 5.0 + 10 * 3600
+    assert session_module.deadline_after(2, 5.0) == 5.0 + 2 * 3600
 
 
 def test_saves_keep_their_distance(config, monkeypatch):
     """A save may take two per cent of the time: here it takes 7 s, so there are 350 s between them."""
     Clock(monkeypatch)
     saved = []
-    original = training.save_checkpoint
-    monkeypatch.setattr(training, "save_checkpoint",
-                        lambda gan, directory, place: saved.append(training.time.monotonic()) or original(gan, directory, place))
+    original = callbacks_module.save_checkpoint
+    monkeypatch.setattr(callbacks_module, "save_checkpoint",
+                        lambda gan, directory, place: saved.append(time.monotonic()) or original(gan, directory, place))
     train(dataclasses.replace(config, epochs=5, limit=280, save_minutes=1), **SILENT)
     distances = [later - earlier for earlier, later in itertools.pairwise(saved)]
     assert distances[0] >= 350 - SAVE, "the first save is a part of what the first interval counts"

@@ -9,7 +9,9 @@ import pytest
 from bad_pictures import make_bad_folder
 from PIL import Image
 
-from facegen_keras import RunConfig, training
+from facegen_keras import RunConfig
+from facegen_keras.runs import callbacks as callbacks_module
+from facegen_keras import training as training_module
 
 from facegen_keras.data import store as store_module
 from facegen_keras.cli import main
@@ -42,12 +44,12 @@ def quarantine(run):
 
 
 def at_step(monkeypatch, step, action):
-    class Meanwhile(training.ShowForecast):
+    class Meanwhile(training_module.ShowForecast):
         def on_train_batch_end(self, batch, logs=None):
             if self.session.steps_done == step:
                 action()
 
-    monkeypatch.setattr(training, "ShowForecast", Meanwhile)
+    monkeypatch.setattr(training_module, "ShowForecast", Meanwhile)
 
 
 def test_every_kind_of_bad_file_is_named_and_training_finishes(tmp_path, capfd):
@@ -166,7 +168,7 @@ def test_too_many_that_vanish_in_mid_run_stop_it_and_it_goes_on_when_they_are_ba
         at_step(patch, 3, vanish)
         if everything:  # then, where nothing could be kept, it is the thread that makes batches which ends it
             patch.setattr(store_module.DecodedStore, "keep", lambda *arguments: None)
-            patch.setattr(training.WatchImages, "on_train_batch_end", lambda *arguments, **options: None)
+            patch.setattr(callbacks_module.WatchImages, "on_train_batch_end", lambda *arguments, **options: None)
         with pytest.raises(InputError, match="to be bad"):
             train(slow, report=lines.append)
     assert not any("same command" in line for line in lines)

@@ -20,7 +20,11 @@ import keras
 import numpy as np
 import pytest
 
-from facegen_keras import RunConfig, checkpoint, load_faces, training
+from facegen_keras.runs.start import load_gan
+from facegen_keras import RunConfig, load_faces
+from facegen_keras.runs import callbacks as callbacks_module
+from facegen_keras.runs import checkpoint as checkpoint_module
+from facegen_keras import training as training_module
 from facegen_keras.runs.checkpoint import Place, checkpoints, read_state, restore_newest, save_checkpoint
 from facegen_keras.base.errors import InputError
 from facegen_keras.base.files import sync, write_file
@@ -71,18 +75,18 @@ def unbroken(tmp_path_factory):
 
 def sizes_of_writes(gan, folder):
     """How long the file of a checkpoint is before each of its writes."""
-    sizes, original = [], checkpoint.DigestingFile.write
+    sizes, original = [], checkpoint_module.DigestingFile.write
 
     def write(self, data):
         sizes.append(sizes[-1] + len(memoryview(data).cast("B")) if sizes else len(memoryview(data).cast("B")))
         return original(self, data)
 
-    checkpoint.DigestingFile.write = write
+    checkpoint_module.DigestingFile.write = write
     try:
         path = save_checkpoint(gan, folder, Place(1))
     finally:
-        checkpoint.DigestingFile.write = original
-    assert sizes[-1] == path.stat().st_size - checkpoint.DIGEST_BYTES
+        checkpoint_module.DigestingFile.write = original
+    assert sizes[-1] == path.stat().st_size - checkpoint_module.DIGEST_BYTES
     return [0, *sizes, path.stat().st_size - 1]
 
 
@@ -137,7 +141,7 @@ def test_a_disk_that_fills_up_pauses_the_run_and_room_lets_it_go_on(small_disk, 
     config = dataclasses.replace(TINY, out=small_disk.path / "run", save_minutes=0)
     filler, lines, wrote = small_disk.path / "filler", [], []
 
-    class Fill(training.StopInTime):
+    class Fill(training_module.StopInTime):
         def on_train_batch_end(self, batch, logs=None):
             super().on_train_batch_end(batch, logs)
             if self.session.steps_done == 7:
@@ -145,7 +149,7 @@ def test_a_disk_that_fills_up_pauses_the_run_and_room_lets_it_go_on(small_disk, 
                 wrote.append(True)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "StopInTime", Fill)
+        patch.setattr(training_module, "StopInTime", Fill)
         run = train(config, report=lines.append)
     assert wrote and run.status["state"] == "paused" and "No space left" in run.status["reason"]
     assert any(line.startswith("epoch_") and "a kill now would lose what came after epoch 1, step 1" in line for line in lines)
@@ -166,14 +170,14 @@ def test_a_disk_that_turns_read_only_pauses_the_run(small_disk, unbroken):
     config = dataclasses.replace(TINY, out=small_disk.path / "run", save_minutes=0)
     lines = []
 
-    class Turn(training.StopInTime):
+    class Turn(training_module.StopInTime):
         def on_train_batch_end(self, batch, logs=None):
             super().on_train_batch_end(batch, logs)
             if self.session.steps_done == 8:
                 small_disk("ro")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "StopInTime", Turn)
+        patch.setattr(training_module, "StopInTime", Turn)
         run = train(config, report=lines.append)
     assert any("Read-only" in line for line in lines) and "paused after epoch 1, step 2" in lines[-1]
     before = sorted(path.read_bytes() for path in run.directory.rglob("*") if path.is_file())
@@ -215,8 +219,8 @@ def test_a_disk_that_writes_something_else_keeps_the_one_before(gan, tmp_path, m
         self.sha256.update(data)
         return self.file.write(bytes(len(memoryview(data).cast("B"))))
 
-    monkeypatch.setattr(checkpoint.DigestingFile, "write", write)
-    with pytest.raises(checkpoint.DamagedCheckpoint):
+    monkeypatch.setattr(checkpoint_module.DigestingFile, "write", write)
+    with pytest.raises(checkpoint_module.DamagedCheckpoint):
         save_checkpoint(gan, tmp_path, Place(2))
     assert_only_the_first_is_there(gan, tmp_path, first)
 
@@ -225,7 +229,7 @@ def test_what_is_later_than_the_newest_goes(gan, tmp_path):
     """A run that went back past a damaged checkpoint must not find it again."""
     for place in (Place(1), Place(2), Place(3), Place(1, 3)):
         save_checkpoint(gan, tmp_path, place)
-    assert [checkpoint.place_in_name(path) for path in checkpoints(tmp_path)] == [(1, 0), (1, 3)]
+    assert [checkpoint_module.place_in_name(path) for path in checkpoints(tmp_path)] == [(1, 0), (1, 3)]
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
@@ -252,14 +256,14 @@ def test_a_file_system_that_cannot_push_folders_will_do(tmp_path, monkeypatch, n
 def paused(tmp_path):
     config = dataclasses.replace(TINY, out=tmp_path / "run", save_minutes=0)
 
-    class Stop(training.StopInTime):
+    class Stop(training_module.StopInTime):
         def on_train_batch_end(self, batch, logs=None):
             if self.session.steps_done == 9:
                 self.session.stop_reason = "for a test"
             super().on_train_batch_end(batch, logs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "StopInTime", Stop)
+        patch.setattr(training_module, "StopInTime", Stop)
         assert train(config, **SILENT).status["step"] == 4
     return config
 
@@ -318,7 +322,7 @@ def with_the_log_of(content, other):
     arrays = [dict(np.load(io.BytesIO(data))) for data in (content, other)]
     arrays[0]["place"] = arrays[1]["place"]
     file = io.BytesIO()
-    digesting = checkpoint.DigestingFile(file)
+    digesting = checkpoint_module.DigestingFile(file)
     np.savez(digesting, **arrays[0])
     file.write(digesting.sha256.digest())
     return file.getvalue()
@@ -326,13 +330,13 @@ def with_the_log_of(content, other):
 
 def test_what_is_damaged_beside_the_checkpoints_is_no_reason_to_give_up_a_gan(paused):
     finished = train(paused, **SILENT)
-    expected = FaceGAN.load(paused.out).generate(2)
+    expected = load_gan(paused.out).generate(2)
     for path in checkpoints(finished.directory / "checkpoints"):
         path.write_bytes(b"")
-    np.testing.assert_array_equal(FaceGAN.load(paused.out).generate(2), expected)
+    np.testing.assert_array_equal(load_gan(paused.out).generate(2), expected)
     (finished.directory / "config.json").write_text('{"widht": 4}')
     with pytest.raises(InputError, match="config.json: setting: expected a name that exists, such as 'width'"):
-        FaceGAN.load(paused.out)
+        load_gan(paused.out)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -341,7 +345,7 @@ def test_what_goes_wrong_at_the_very_end_leaves_a_run_that_goes_on(paused, unbro
         if run.records("epoch") and len(run.records("epoch")) == paused.epochs:
             raise error("the end")
 
-    monkeypatch.setattr(training, "film", fail)
+    monkeypatch.setattr(callbacks_module, "film", fail)
     with pytest.raises(error):
         train(paused, **SILENT)
     status = Run(paused.out).status
@@ -407,16 +411,16 @@ def test_a_strangers_checkpoint_runs_no_code(gan, tmp_path):
     array = np.array([Bomb(trap)], object)
     strangers_checkpoint(path, place=np.array(PLACE), **{**read_state(gan), "random/000/seed_generator_state": array})
     with pytest.raises(InputError, match="checkpoints: expected one that is whole"):
-        FaceGAN.load(run)
+        load_gan(run)
     assert not trap.exists()
     np.load(path, allow_pickle=True)["random/000/seed_generator_state"]
     assert trap.exists(), "the trap works where it is let"
     strangers_checkpoint(path, place=np.array(PLACE), other=np.zeros(3))
     with pytest.raises(InputError, match="^checkpoint: expected"):
-        FaceGAN.load(run)
+        load_gan(run)
     path.write_bytes((content := pickle.dumps(Bomb(tmp_path / "second"))) + hashlib.sha256(content).digest())
     with pytest.raises(InputError):
-        FaceGAN.load(run)
+        load_gan(run)
     assert not (tmp_path / "second").exists()
 
 
@@ -427,7 +431,7 @@ def test_a_strangers_generator_runs_no_code(tmp_path):
     keras.Sequential([keras.Input((TINY.latent_dim,)), spring]).save(tmp_path / "generator.keras")
     shutil.rmtree(trap)
     with pytest.raises(InputError, match="expected a generator of this config"):
-        FaceGAN.load(tmp_path)
+        load_gan(tmp_path)
     assert not os.path.exists(trap)
     keras.saving.load_model(tmp_path / "generator.keras", safe_mode=False)
     assert os.path.exists(trap), "the trap works where it is let"

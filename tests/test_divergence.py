@@ -7,7 +7,10 @@ import keras
 import numpy as np
 import pytest
 
-from facegen_keras import RunConfig, load_faces, training
+from facegen_keras import RunConfig, load_faces
+from facegen_keras.runs import callbacks as callbacks_module
+from facegen_keras.runs import checkpoint as checkpoint_module
+from facegen_keras import training as training_module
 from facegen_keras.runs.checkpoint import checkpoints, restore_newest
 from facegen_keras.base.errors import TrainingDiverged
 from facegen_keras.gan import FaceGAN
@@ -26,14 +29,14 @@ def config(tmp_path):
 def poison(monkeypatch, when, network="generator", which="trainable_variables", value=np.nan):
     """Makes a weight no number before the steps for which `when(steps_done, model)` is true."""
 
-    class Poison(training.ShowForecast):
+    class Poison(training_module.ShowForecast):
         def on_train_batch_begin(self, batch, logs=None):
             if when(self.session.steps_done, self.model):
                 weights = getattr(getattr(self.model, network), which)
                 weight = next(weight for weight in weights if "bias" not in weight.path)
                 weight.assign(keras.ops.full_like(weight, value))
 
-    monkeypatch.setattr(training, "ShowForecast", Poison)
+    monkeypatch.setattr(training_module, "ShowForecast", Poison)
 
 
 def once(step):
@@ -90,7 +93,7 @@ def test_again_and_again_stops_after_three_with_the_good_state_kept(config, monk
     assert "learning_rate" in run.status["reason"]
     gan = FaceGAN.from_run_config(config)
     place = restore_newest(gan, run.directory / "checkpoints")
-    assert (place.epoch, place.step) == (1, 5) and training.weights_are_finite(gan)
+    assert (place.epoch, place.step) == (1, 5) and callbacks_module.weights_are_finite(gan)
     monkeypatch.undo()
     assert train(config, **SILENT).status["state"] == "finished", "and it can be gone on from"
 
@@ -101,7 +104,7 @@ def test_a_state_that_is_not_finite_is_not_saved(config, tmp_path):
     moment = gan.d_optimizer.variables[-1]
     moment.assign(keras.ops.full_like(moment, np.inf))
     with pytest.raises(TrainingDiverged, match="d_optimizer/"):
-        training.save_checkpoint(gan, tmp_path, training.Place(1))
+        callbacks_module.save_checkpoint(gan, tmp_path, checkpoint_module.Place(1))
     assert not checkpoints(tmp_path)
 
 
@@ -114,7 +117,7 @@ def test_a_kill_in_the_midst_of_going_back_changes_nothing(config, monkeypatch, 
     run = train(config, **SILENT)
     assert len(run.records("recovery")) == times
     expected = [(run.directory / "log.jsonl").read_bytes(), checkpoints(run.directory / "checkpoints")[-1].read_bytes()]
-    original, kills = training.save, []
+    original, kills = training_module.save, []
 
     def killed(gan, session, *log_bytes):
         if len(session.recoveries) == times and not kills:
@@ -122,7 +125,7 @@ def test_a_kill_in_the_midst_of_going_back_changes_nothing(config, monkeypatch, 
             raise KeyboardInterrupt  # stands for a kill: nothing is done after it
         return original(gan, session, *log_bytes)
 
-    monkeypatch.setattr(training, "save", killed)
+    monkeypatch.setattr(training_module, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         train(config, fresh=True, **SILENT)
     train(config, **SILENT)
@@ -131,7 +134,7 @@ def test_a_kill_in_the_midst_of_going_back_changes_nothing(config, monkeypatch, 
 
 
 def test_collapse_is_warned_about_in_the_log(config, monkeypatch):
-    monkeypatch.setattr(training, "FEW_STEPS", 10)
+    monkeypatch.setattr(callbacks_module, "FEW_STEPS", 10)
     original = FaceGAN.generate
     monkeypatch.setattr(FaceGAN, "generate", lambda self, count, seed=0: original(self, 1, seed).repeat(count, axis=0))
     lines = []

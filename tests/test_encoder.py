@@ -12,7 +12,8 @@ import keras
 import numpy as np
 import pytest
 
-from facegen_keras import checkpoint
+from facegen_keras.runs.start import load_gan
+from facegen_keras.runs import start as start_module
 from facegen_keras.runs.checkpoint import checkpoints
 from facegen_keras.runs.folder import Run
 from facegen_keras.base.errors import InputError
@@ -188,17 +189,17 @@ def test_a_run_with_an_encoder_resumes_exactly(first_run, tmp_path):
     assert all(np.array_equal(broken[name], unbroken[name]) for name in unbroken)
     told = [line for line in lines if "reconstruction_loss" in line]
     assert told and "divergence" in told[-1] and "told right" not in told[-1]
-    assert FaceGAN.load(first_run).generate(4).shape == (4, 32, 32, 3)
+    assert load_gan(first_run).generate(4).shape == (4, 32, 32, 3)
 
 
 def test_a_gan_begins_with_what_an_encoder_has_taught(first_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "fit_chain", partial(fit_chain, passes=2_000))
+    monkeypatch.setattr(start_module, "fit_chain", partial(fit_chain, passes=2_000))
     config = RunConfig.preset("small", **SMALL, epochs=1, start=str(first_run), out=str(tmp_path / "gan"),
                               g_learning_rate=1e-9, final_rate=1.0)
     lines = []
     run = train(config, report=lines.append)
     assert run.status["state"] == "finished" and lines[0].startswith("learning the codes that")
-    taught, gan = FaceGAN.load(first_run), FaceGAN.load(tmp_path / "gan")
+    taught, gan = load_gan(first_run), load_gan(tmp_path / "gan")
     faces = load_faces("toy", 32, limit=40).batches(8, flip=config.flip)
     codes = sample_codes(taught.discriminator, faces, seed=0)
     for old, new in zip(taught.ema_generator.layers[2:], gan.generator.layers[2:], strict=True):
@@ -240,7 +241,7 @@ def test_a_run_cannot_begin_with_itself(first_run):
     config = RunConfig.preset("small", **SMALL, start=str(first_run), out=str(first_run))
     with pytest.raises(InputError, match="start: expected another run than out"):
         train(config, fresh=True, report=quiet)
-    assert FaceGAN.load(first_run)
+    assert load_gan(first_run)
 
 
 def test_moving_statistics_are_begun_with_as_well(tmp_path):
@@ -248,7 +249,7 @@ def test_moving_statistics_are_begun_with_as_well(tmp_path):
     train(RunConfig.preset("demo", **demo, out=str(tmp_path / "first")), report=quiet)
     second = RunConfig.preset("demo", **demo, out=str(tmp_path / "second"), start=str(tmp_path / "first"))
     train(second, hours=0, report=quiet)
-    first, gan = FaceGAN.load(tmp_path / "first"), FaceGAN.load(tmp_path / "second")
+    first, gan = load_gan(tmp_path / "first"), load_gan(tmp_path / "second")
     for old, new in zip(first.ema_generator.variables, gan.generator.variables, strict=True):
         if "moving_variance" in old.path:
             np.testing.assert_allclose(*arrays([new, old]), rtol=0.2)  # after one step, of one per cent

@@ -9,7 +9,10 @@ import types
 import numpy as np
 import pytest
 
-from facegen_keras import metrics
+from facegen_keras.features import distances as distances_module
+from facegen_keras.features import features as features_module
+from facegen_keras.measure import reader as reader_module
+from facegen_keras import metrics as metrics_module
 from facegen_keras.runs.folder import Run
 from facegen_keras.cli import main
 from facegen_keras.base.errors import InputError
@@ -39,18 +42,18 @@ def blurred(images, times=1):
 # features
 
 def test_features_are_pinned_and_refuse_other_weights(monkeypatch):
-    assert metrics.fingerprint(metrics.random_kernels()) == metrics.FEATURES_SHA256
-    assert metrics.FEATURES_SHA256.startswith("bb449853e1b8d8e7")
+    assert features_module.fingerprint(features_module.random_kernels()) == features_module.FEATURES_SHA256
+    assert features_module.FEATURES_SHA256.startswith("bb449853e1b8d8e7")
     pattern = (np.arange(32 * 32 * 3) ** 2 // 97 % 256).reshape(1, 32, 32, 3).astype("uint8")
-    features = metrics.RandomFeatures(32)(pattern)
+    features = features_module.RandomFeatures(32)(pattern)
     assert features.dtype == np.float32 and features.shape == (1, 496)
     np.testing.assert_allclose(features[0, [0, 47, 48, 200, 495]], PINNED, atol=1e-3)
-    monkeypatch.setattr(metrics, "random_kernels", lambda: [kernel + 1 for kernel in RANDOM_KERNELS()])
+    monkeypatch.setattr(features_module, "random_kernels", lambda: [kernel + 1 for kernel in RANDOM_KERNELS()])
     with pytest.raises(InputError, match="hash bb449853"):
-        metrics.RandomFeatures(32)
+        features_module.RandomFeatures(32)
 
 
-RANDOM_KERNELS = metrics.random_kernels
+RANDOM_KERNELS = features_module.random_kernels
 PINNED = [-0.3619, -0.0015, 11.7157, 25.0403, 3.632]
 
 
@@ -61,24 +64,24 @@ def test_features_know_colour_texture_and_layout_at_every_size():
     changed["texture"][:, ::2, ::2] += 40
     changed["top"][:, :32] += 40
     changed["bottom"][:, 32:] += 40
-    network = metrics.RandomFeatures(64)
+    network = features_module.RandomFeatures(64)
     seen = {name: network(images)[0] for name, images in changed.items()}
     for name, features in seen.items():
         assert np.linalg.norm(features - network(grey)[0]) > 3, name
     assert np.linalg.norm(seen["top"] - seen["bottom"]) > 3
     for size in (32, 128, 256):
-        assert metrics.RandomFeatures(size)(np.zeros((1, size, size, 3), "uint8")).shape == (1, 496)
+        assert features_module.RandomFeatures(size)(np.zeros((1, size, size, 3), "uint8")).shape == (1, 496)
     with pytest.raises(InputError, match="image_size: expected one of 32, 64, 128, 256, got 48"):
-        metrics.RandomFeatures(48)
+        features_module.RandomFeatures(48)
 
 
 def test_features_are_float32_whatever_the_policy_says():
     import keras
 
-    before = metrics.RandomFeatures(32)(FACES[:4])
+    before = features_module.RandomFeatures(32)(FACES[:4])
     keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
     try:
-        after = metrics.RandomFeatures(32)(FACES[:4])
+        after = features_module.RandomFeatures(32)(FACES[:4])
     finally:
         keras.mixed_precision.set_dtype_policy("float32")
     assert np.array_equal(before, after)
@@ -87,8 +90,8 @@ def test_features_are_float32_whatever_the_policy_says():
 # distances
 
 def test_frechet_is_zero_for_a_set_and_itself():
-    assert metrics.frechet_distance(POINTS, POINTS) < 1e-6
-    assert metrics.frechet_distance(POINTS, POINTS[::-1]) < 1e-6
+    assert distances_module.frechet_distance(POINTS, POINTS) < 1e-6
+    assert distances_module.frechet_distance(POINTS, POINTS[::-1]) < 1e-6
 
 
 def test_frechet_of_gaussians_is_the_analytic_one():
@@ -96,13 +99,13 @@ def test_frechet_of_gaussians_is_the_analytic_one():
     white = centred @ np.linalg.inv(np.linalg.cholesky(np.cov(centred.T)).T)  # covariance exactly 1
     scales, shift = np.linspace(0.5, 2, 8), np.linspace(-1, 1, 8)
     expected = np.square(shift).sum() + np.square(scales - 1).sum()  # commuting covariances
-    assert metrics.frechet_distance(white, white * scales + shift) == pytest.approx(expected, rel=1e-5)
+    assert distances_module.frechet_distance(white, white * scales + shift) == pytest.approx(expected, rel=1e-5)
     turn, _ = np.linalg.qr(RNG.standard_normal((8, 8)))
     one, other = white * scales, white * scales @ turn  # not commuting: the root of a product that is not symmetric
     first, second = np.diag(scales**2), turn.T @ np.diag(scales**2) @ turn
     roots = np.sqrt(np.maximum(np.linalg.eigvals(first @ second).real, 0)).sum()
-    assert metrics.frechet_distance(one, other) == pytest.approx(2 * np.square(scales).sum() - 2 * roots, rel=1e-4)
-    assert metrics.frechet_distance(one, other) == pytest.approx(metrics.frechet_distance(other, one), rel=1e-6)
+    assert distances_module.frechet_distance(one, other) == pytest.approx(2 * np.square(scales).sum() - 2 * roots, rel=1e-4)
+    assert distances_module.frechet_distance(one, other) == pytest.approx(distances_module.frechet_distance(other, one), rel=1e-6)
 
 
 def test_kernel_distance_is_the_brute_force_formula():
@@ -119,32 +122,32 @@ def test_kernel_distance_is_the_brute_force_formula():
 
     rng = np.random.default_rng(3)
     first, second = rng.choice(40, 20, replace=False), rng.choice(40, 20, replace=False)
-    found, _ = metrics.kernel_distance(x.astype("float32"), y.astype("float32"), num_subsets=1, seed=3)
+    found, _ = distances_module.kernel_distance(x.astype("float32"), y.astype("float32"), num_subsets=1, seed=3)
     assert found == pytest.approx(brute_force(x[first], y[second]), rel=1e-4)
 
 
 def test_kernel_distance_is_unbiased_and_sees_a_shift():
-    values = [metrics.kernel_distance(*np.split(np.random.default_rng(seed).standard_normal((400, 8)), 2),
+    values = [distances_module.kernel_distance(*np.split(np.random.default_rng(seed).standard_normal((400, 8)), 2),
                                       num_subsets=4)[0] for seed in range(60)]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(60)
-    near, error = metrics.kernel_distance(POINTS, OTHERS)
+    near, error = distances_module.kernel_distance(POINTS, OTHERS)
     assert abs(near) < 0.02 and 0 < error < 0.01
-    assert metrics.kernel_distance(POINTS + 0.5, OTHERS)[0] > 20 * max(abs(near), error)
+    assert distances_module.kernel_distance(POINTS + 0.5, OTHERS)[0] > 20 * max(abs(near), error)
 
 
 # patches
 
 def patches_of(images, places=None):
     places = np.random.default_rng(0).random((len(images), 16, 2)) if places is None else places
-    return metrics.sample_patches(images, places)
+    return distances_module.sample_patches(images, places)
 
 
 def test_a_pyramid_adds_up_and_a_flat_picture_has_no_detail():
-    flat = metrics.laplacian_pyramid(np.full((1, 64, 64, 3), 77, "uint8"))
+    flat = distances_module.laplacian_pyramid(np.full((1, 64, 64, 3), 77, "uint8"))
     assert [level.shape[1] for level in flat] == [64, 32, 16]
     assert np.abs(flat[0]).max() < 1e-4 and np.abs(flat[1]).max() < 1e-4 and np.allclose(flat[2], 77)
     checkerboard = np.indices((64, 64)).sum(0)[None, :, :, None] % 2 * 40 * np.ones(3)
-    fine, middle, _ = metrics.laplacian_pyramid(checkerboard.astype("uint8"))
+    fine, middle, _ = distances_module.laplacian_pyramid(checkerboard.astype("uint8"))
     inner = (slice(None), slice(8, -8), slice(8, -8))
     assert fine[inner].std() > 19 and middle[inner].std() < 0.1
 
@@ -152,8 +155,8 @@ def test_a_pyramid_adds_up_and_a_flat_picture_has_no_detail():
 def test_swd_is_zero_for_itself_and_ordered_by_blur():
     reference = patches_of(FACES)
     assert sorted(reference) == [16, 32] and reference[32].shape == (300, 16, 147)
-    assert metrics.sliced_wasserstein(reference[32], reference[32]) == 0
-    values = [metrics.sliced_wasserstein(patches_of(blurred(FRESH, times))[32], reference[32]) for times in range(4)]
+    assert distances_module.sliced_wasserstein(reference[32], reference[32]) == 0
+    values = [distances_module.sliced_wasserstein(patches_of(blurred(FRESH, times))[32], reference[32]) for times in range(4)]
     assert values == sorted(values) and values[1] > 5 * values[0]
 
 
@@ -162,24 +165,24 @@ def test_swd_of_shifted_patches_is_the_shift_and_sees_contrast():
     directions = np.random.default_rng(0).standard_normal((128, 147))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     expected = np.abs(0.5 * directions.sum(1)).mean()
-    assert metrics.sliced_wasserstein(reference + 0.5, reference) == pytest.approx(expected, rel=0.02)
-    assert metrics.sliced_wasserstein(2 * reference, reference) == pytest.approx(np.sqrt(2 / np.pi), rel=0.05)
-    assert metrics.sliced_wasserstein(2 * reference, 2 * reference + 1) == pytest.approx(expected, rel=0.02)
+    assert distances_module.sliced_wasserstein(reference + 0.5, reference) == pytest.approx(expected, rel=0.02)
+    assert distances_module.sliced_wasserstein(2 * reference, reference) == pytest.approx(np.sqrt(2 / np.pi), rel=0.05)
+    assert distances_module.sliced_wasserstein(2 * reference, 2 * reference + 1) == pytest.approx(expected, rel=0.02)
 
 
 def test_a_fine_checkerboard_is_seen_at_the_finest_scale_only():
     checkerboard = np.indices((32, 32)).sum(0)[..., None] % 2 * 20 - 10
     spoilt = np.clip(FRESH.astype(int) + checkerboard, 0, 255).astype("uint8")
     reference, clean, bad = map(patches_of, (FACES, FRESH, spoilt))
-    ratio = {side: metrics.sliced_wasserstein(bad[side], reference[side])
-             / metrics.sliced_wasserstein(clean[side], reference[side]) for side in (32, 16)}
+    ratio = {side: distances_module.sliced_wasserstein(bad[side], reference[side])
+             / distances_module.sliced_wasserstein(clean[side], reference[side]) for side in (32, 16)}
     assert ratio[32] > 2 and 0.8 < ratio[16] < 1.25
 
 
 # neighbourhoods
 
 def test_a_set_and_itself_have_full_marks():
-    scores = metrics.neighbourhoods(POINTS, POINTS)
+    scores = distances_module.neighbourhoods(POINTS, POINTS)
     assert scores["precision"] == scores["recall"] == scores["coverage"] == 1
     assert scores["density"] == pytest.approx(1.2, abs=0.05)  # itself, and k others on average
 
@@ -196,17 +199,17 @@ def test_neighbourhoods_against_plain_loops():
                 "recall": np.mean([(column <= generated_radii).any() for column in distance.T]),
                 "density": (distance <= real_radii).sum() / (k * 60),
                 "coverage": np.mean([column.min() <= radius for column, radius in zip(distance.T, real_radii)])}
-    found = metrics.neighbourhoods(generated, real, k)
+    found = distances_module.neighbourhoods(generated, real, k)
     assert found == pytest.approx(expected, abs=1e-9)
     assert len(set(found.values())) == 4
 
 
 def test_blocks_do_not_change_distances():
-    whole = next(metrics.distance_blocks(POINTS, OTHERS, most=1500 * len(OTHERS)))[1]
-    parts = np.concatenate([squares.copy() for _, squares in metrics.distance_blocks(POINTS, OTHERS, most=400 * len(OTHERS))])
+    whole = next(distances_module.distance_blocks(POINTS, OTHERS, most=1500 * len(OTHERS)))[1]
+    parts = np.concatenate([squares.copy() for _, squares in distances_module.distance_blocks(POINTS, OTHERS, most=400 * len(OTHERS))])
     np.testing.assert_allclose(parts, whole, atol=1e-4)
     np.testing.assert_allclose(whole[7, 11], np.square(POINTS[7] - OTHERS[11]).sum(), rtol=1e-4)
-    radii = metrics.neighbour_radii(POINTS, 5)
+    radii = distances_module.neighbour_radii(POINTS, 5)
     expected = [np.sort(np.square(POINTS - POINTS[i]).sum(1))[5] for i in (0, 999, 1000, 1499)]
     np.testing.assert_allclose(radii[[0, 999, 1000, 1499]], expected, rtol=1e-4)
 
@@ -214,11 +217,11 @@ def test_blocks_do_not_change_distances():
 def test_a_dropped_mode_lowers_recall_and_coverage_and_leaves_precision():
     modes = np.repeat(np.eye(8, dtype="float32")[:4] * 30, 300, axis=0)
     real, fresh = modes + POINTS[:1200], modes + OTHERS[:1200]
-    whole, part = metrics.neighbourhoods(fresh, real), metrics.neighbourhoods(fresh[:900], real)
+    whole, part = distances_module.neighbourhoods(fresh, real), distances_module.neighbourhoods(fresh[:900], real)
     assert part["precision"] == pytest.approx(whole["precision"], abs=0.02) and part["precision"] > 0.9
     assert part["recall"] == pytest.approx(0.75 * whole["recall"], abs=0.02)
     assert part["coverage"] == pytest.approx(0.75 * whole["coverage"], abs=0.02)
-    astray = metrics.neighbourhoods(np.concatenate([fresh[:900], fresh[900:] - 60]), real)
+    astray = distances_module.neighbourhoods(np.concatenate([fresh[:900], fresh[900:] - 60]), real)
     assert astray["precision"] == pytest.approx(0.75 * whole["precision"], abs=0.02)
 
 
@@ -227,19 +230,19 @@ def test_a_dropped_mode_lowers_recall_and_coverage_and_leaves_precision():
 def test_layouts_are_small_grey_and_of_one_brightness_and_contrast():
     pattern = np.zeros((1, 32, 32, 3), "uint8")
     pattern[:, :16, :, 1] = 90  # the upper half, in green
-    flat = metrics.layouts(pattern)
+    flat = distances_module.layouts(pattern)
     assert flat.shape == (1, 256) and flat.dtype == np.float32
     np.testing.assert_allclose(flat.reshape(16, 16), np.repeat([1, -1], 8)[:, None] * np.ones(16), atol=1e-4)
-    np.testing.assert_allclose(metrics.layouts(pattern * 2 + 20), flat, atol=1e-4)
-    assert not metrics.layouts(np.full((1, 32, 32, 3), 77, "uint8")).any()
+    np.testing.assert_allclose(distances_module.layouts(pattern * 2 + 20), flat, atol=1e-4)
+    assert not distances_module.layouts(np.full((1, 32, 32, 3), 77, "uint8")).any()
 
 
 def test_layout_distance_of_a_set_moved_along_an_eigenface_is_in_standard_deviations():
     scales = np.geomspace(0.5, 2, 8)
     points = (POINTS - POINTS.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(POINTS, rowvar=False)).T) * scales
-    assert metrics.layout_distance(points, points) < 1e-6
-    assert metrics.layout_distance(points + 3 * scales * np.eye(8)[0], points) == pytest.approx(9, rel=1e-4)
-    assert metrics.layout_distance(points * 1.5, points) == pytest.approx(8 * 0.25, rel=1e-4)
+    assert distances_module.layout_distance(points, points) < 1e-6
+    assert distances_module.layout_distance(points + 3 * scales * np.eye(8)[0], points) == pytest.approx(9, rel=1e-4)
+    assert distances_module.layout_distance(points * 1.5, points) == pytest.approx(8 * 0.25, rel=1e-4)
 
 
 def test_layout_distance_takes_the_largest_eigenfaces_and_no_more_than_the_pictures_can_bear():
@@ -247,16 +250,16 @@ def test_layout_distance_takes_the_largest_eigenfaces_and_no_more_than_the_pictu
     moved_largest, moved_smallest = few.copy(), few.copy()
     moved_largest[:, 0] += 300
     moved_smallest[:, 255] += 30
-    assert metrics.layout_distance(moved_largest, few) > 1
-    assert metrics.layout_distance(moved_smallest, few) < 0.2, "forty pictures, so eight axes"
+    assert distances_module.layout_distance(moved_largest, few) > 1
+    assert distances_module.layout_distance(moved_smallest, few) < 0.2, "forty pictures, so eight axes"
 
 
 def test_layout_sees_what_is_out_of_place_and_no_texture():
-    real = metrics.layouts(FACES)
-    floor = metrics.layout_distance(metrics.layouts(FRESH), real)
+    real = distances_module.layouts(FACES)
+    floor = distances_module.layout_distance(distances_module.layouts(FRESH), real)
     noisy = np.clip(FRESH + np.random.default_rng(0).normal(0, 8, FRESH.shape), 0, 255).astype("uint8")
     mixed = np.concatenate([FRESH[:, :16], np.roll(FRESH[:, 16:], 1, axis=0)], axis=1)
-    times = {name: metrics.layout_distance(metrics.layouts(images), real) / floor for name, images in
+    times = {name: distances_module.layout_distance(distances_module.layouts(images), real) / floor for name, images in
              {"noise": noisy, "mixed": mixed, "swapped": np.roll(FRESH, 16, axis=2), "upside down": FRESH[:, ::-1]}.items()}
     assert times["noise"] < 1.1 and min(times["mixed"], times["swapped"], times["upside down"]) > 2, times
 
@@ -270,23 +273,23 @@ def test_layout_sees_what_is_out_of_place_and_no_texture():
     "fresh": (draw(300, 2), False),
 }.values(), ids=("copies", "mirrored", "noisy", "fresh"))
 def test_copies_are_found(copies, found):
-    train = metrics.thumbnails(FACES)
-    held_out = metrics.nearest_distances(metrics.thumbnails(FRESH), train)
-    scores = metrics.copying(metrics.nearest_distances(metrics.thumbnails(copies), train), held_out)
+    train = distances_module.thumbnails(FACES)
+    held_out = distances_module.nearest_distances(distances_module.thumbnails(FRESH), train)
+    scores = distances_module.copying(distances_module.nearest_distances(distances_module.thumbnails(copies), train), held_out)
     if found:
         assert scores["copy_ratio"] < 0.3 and scores["copy_share"] > 0.95
     else:
         assert scores["copy_ratio"] == pytest.approx(1, abs=0.1) and scores["copy_share"] < 0.04
-    assert metrics.copying(held_out, held_out) == {"copy_ratio": 1, "copy_share": pytest.approx(0.01, abs=0.005)}
+    assert distances_module.copying(held_out, held_out) == {"copy_ratio": 1, "copy_share": pytest.approx(0.01, abs=0.005)}
 
 
 def test_copies_moved_by_a_pixel_are_found():
     large = draw(200, 0, 64)
-    train = metrics.thumbnails(large)
-    held_out = metrics.nearest_distances(metrics.thumbnails(draw(300, 1, 64)), train)
+    train = distances_module.thumbnails(large)
+    held_out = distances_module.nearest_distances(distances_module.thumbnails(draw(300, 1, 64)), train)
     for pixels, ratio in ((1, 0.3), (2, 0.55)):
-        moved = metrics.nearest_distances(metrics.thumbnails(np.roll(large, pixels, axis=2)), train)
-        assert metrics.copying(moved, held_out)["copy_ratio"] < ratio
+        moved = distances_module.nearest_distances(distances_module.thumbnails(np.roll(large, pixels, axis=2)), train)
+        assert distances_module.copying(moved, held_out)["copy_ratio"] < ratio
 
 
 @pytest.mark.parametrize("size", [32, 64, 128, 176, 256])
@@ -296,24 +299,24 @@ def test_similarity_is_tensorflows(size):
     one = np.repeat(np.repeat(rng.integers(0, 256, (3, size // 8, size // 8, 3)), 8, 1), 8, 2).astype("uint8")
     other = np.clip(one + rng.normal(0, (5, 20, 60), (size, size, 3, 3)).transpose(3, 0, 1, 2), 0, 255).astype("uint8")
     num_scales = {32: 2, 64: 3, 128: 4, 176: 5, 256: 5}[size]
-    weights = np.array(metrics.SCALE_WEIGHTS[:num_scales])
+    weights = np.array(distances_module.SCALE_WEIGHTS[:num_scales])
     expected = tf.image.ssim_multiscale(one, other, 255, power_factors=weights / weights.sum())
-    np.testing.assert_allclose(metrics.multiscale_ssim(one, other), expected, atol=1e-5)
-    np.testing.assert_allclose(metrics.multiscale_ssim(one, one), 1, atol=1e-5)
+    np.testing.assert_allclose(distances_module.multiscale_ssim(one, other), expected, atol=1e-5)
+    np.testing.assert_allclose(distances_module.multiscale_ssim(one, one), 1, atol=1e-5)
 
 
 def test_collapse_is_seen_by_pairs():
-    real, fresh = metrics.pair_scores(FACES, 500).mean(), metrics.pair_scores(FRESH, 500).mean()
+    real, fresh = distances_module.pair_scores(FACES, 500).mean(), distances_module.pair_scores(FRESH, 500).mean()
     assert abs(real - fresh) < 0.03
-    assert metrics.pair_scores(np.repeat(FRESH[:3], 100, axis=0), 500).mean() > real + 0.2
-    assert metrics.pair_scores(np.repeat(FRESH[:1], 100, axis=0), 100).mean() == pytest.approx(1, abs=1e-5)
-    assert metrics.pair_scores(FRESH, 500).max() < 0.999, "no picture with itself"
+    assert distances_module.pair_scores(np.repeat(FRESH[:3], 100, axis=0), 500).mean() > real + 0.2
+    assert distances_module.pair_scores(np.repeat(FRESH[:1], 100, axis=0), 100).mean() == pytest.approx(1, abs=1e-5)
+    assert distances_module.pair_scores(FRESH, 500).max() < 0.999, "no picture with itself"
 
 
 # modes
 
 def true_answers(count, seed):
-    faces, kinds = ToyFaces(count, 16, seed), metrics.KINDS
+    faces, kinds = ToyFaces(count, 16, seed), reader_module.KINDS
     return np.array([[kinds[name].index(kind) for name, kind in faces.attributes(index).visible.items()]
                      for index in range(count)], "int8")
 
@@ -323,43 +326,43 @@ ANSWERS, FRESH_ANSWERS = true_answers(4000, 0), true_answers(4000, 1)
 
 
 def test_real_faces_cover_every_mode():
-    scores, missing = metrics.mode_coverage(FRESH_ANSWERS, ANSWERS, EVERYTHING)
+    scores, missing = reader_module.mode_coverage(FRESH_ANSWERS, ANSWERS, EVERYTHING)
     assert scores["kinds_covered"] == 1 and scores["pairs_covered"] == 1 and missing == []
     assert scores["frequency_gap"] < 0.03
-    assert metrics.mode_coverage(ANSWERS, ANSWERS, EVERYTHING)[0]["frequency_gap"] == 0
+    assert reader_module.mode_coverage(ANSWERS, ANSWERS, EVERYTHING)[0]["frequency_gap"] == 0
 
 
 @pytest.mark.parametrize("name, kind", [("hat", "straw"), ("beard", "goatee"), ("hair_shape", "mohawk"), ("skin", "deep")])
 def test_a_dropped_kind_is_the_one_that_is_missing(name, kind):
     column, value = list(ATTRIBUTES).index(name), list(ATTRIBUTES[name]).index(kind)
     kept = FRESH_ANSWERS[FRESH_ANSWERS[:, column] != value]
-    scores, missing = metrics.mode_coverage(kept, ANSWERS, EVERYTHING)
+    scores, missing = reader_module.mode_coverage(kept, ANSWERS, EVERYTHING)
     assert missing == [f"{name} {kind}"]
     assert scores["kinds_covered"] == pytest.approx(49 / 50)
     false_alarms = kept.copy()
     share = (ANSWERS[:, column] == value).mean()
     false_alarms[: int(0.1 * share * len(kept)), column] = value  # as many as a judged kind may have
-    assert metrics.mode_coverage(false_alarms, ANSWERS, EVERYTHING)[1] == [f"{name} {kind}"]
+    assert reader_module.mode_coverage(false_alarms, ANSWERS, EVERYTHING)[1] == [f"{name} {kind}"]
 
 
 def test_a_dropped_pair_is_seen_while_both_kinds_survive():
     pair = (FRESH_ANSWERS[:, 0] == 0) & (FRESH_ANSWERS[:, 10] == 0)
-    whole = metrics.mode_coverage(FRESH_ANSWERS, ANSWERS, EVERYTHING)[0]
-    scores, missing = metrics.mode_coverage(FRESH_ANSWERS[~pair], ANSWERS, EVERYTHING)
+    whole = reader_module.mode_coverage(FRESH_ANSWERS, ANSWERS, EVERYTHING)[0]
+    scores, missing = reader_module.mode_coverage(FRESH_ANSWERS[~pair], ANSWERS, EVERYTHING)
     assert missing == [] and scores["kinds_covered"] == 1 and scores["pairs_covered"] < whole["pairs_covered"]
 
 
 def test_unsure_answers_cover_nothing_and_rare_modes_are_not_judged():
     unsure = FRESH_ANSWERS.copy()
-    unsure[:, 8] = metrics.UNSURE
-    scores, missing = metrics.mode_coverage(unsure, ANSWERS, EVERYTHING)
+    unsure[:, 8] = reader_module.UNSURE
+    scores, missing = reader_module.mode_coverage(unsure, ANSWERS, EVERYTHING)
     assert [kind for kind in missing if kind.startswith("hat")] == missing and len(missing) == 4
     assert scores["frequency_gap"] > 0.08  # a whole attribute of eleven
-    few, none = metrics.mode_coverage(FRESH_ANSWERS[FRESH_ANSWERS[:, 8] != 3][:50], ANSWERS, EVERYTHING)
+    few, none = reader_module.mode_coverage(FRESH_ANSWERS[FRESH_ANSWERS[:, 8] != 3][:50], ANSWERS, EVERYTHING)
     assert few["kinds_covered"] == 1 and none == []  # straw hats: one or two were expected
 
 
-class Canned(metrics.ModeReader):
+class Canned(reader_module.ModeReader):
     "A reader that answers what it is told."
 
     def __init__(self, answers):
@@ -374,7 +377,7 @@ def test_a_kind_is_judged_only_if_nine_answers_in_ten_are_right():
     others = np.flatnonzero(ANSWERS[:, 8] == 0)
     straw = (ANSWERS[:, 8] == 3).sum()
     answers[others[: straw // 8], 8] = 3  # one false alarm to eight that are right
-    answers[others[-1000:], 7] = metrics.UNSURE
+    answers[others[-1000:], 7] = reader_module.UNSURE
     reader = Canned(answers)
     reader.examine(np.zeros((4000, 1), "uint8"), ANSWERS)
     assert reader.judged == {**EVERYTHING, "hat": [0, 1, 2]}
@@ -383,22 +386,22 @@ def test_a_kind_is_judged_only_if_nine_answers_in_ten_are_right():
 
 def test_an_answer_counts_only_if_it_is_sure():
     reader = Canned(ANSWERS)
-    reader.side, logits = 32, np.zeros((2, metrics.KIND_ENDS[-1]))
+    reader.side, logits = 32, np.zeros((2, reader_module.KIND_ENDS[-1]))
     logits[:, 2] = np.log(5) + np.log([0.79 / 0.21, 0.81 / 0.19])  # against the five other kinds of skin
     reader.network = types.SimpleNamespace(predict_on_batch=lambda images: logits)
-    answers = metrics.ModeReader.__call__(reader, np.zeros((2, 32, 32, 3), "uint8"))
-    assert answers[:, 0].tolist() == [metrics.UNSURE, 2] and (answers[:, 1:] == metrics.UNSURE).all()
+    answers = reader_module.ModeReader.__call__(reader, np.zeros((2, 32, 32, 3), "uint8"))
+    assert answers[:, 0].tolist() == [reader_module.UNSURE, 2] and (answers[:, 1:] == reader_module.UNSURE).all()
 
 
 @pytest.fixture(scope="module")
 def reader():
-    return metrics.ModeReader(32, num_faces=3000, epochs=8)
+    return reader_module.ModeReader(32, num_faces=3000, epochs=8)
 
 
 def test_disturbed_faces_are_the_same_faces():
-    shown = metrics.disturbed(FACES, np.random.default_rng(0))
-    assert shown.dtype == "uint8" and np.array_equal(shown, metrics.disturbed(FACES, np.random.default_rng(0)))
-    assert not np.array_equal(shown, metrics.disturbed(FACES, np.random.default_rng(1)))
+    shown = reader_module.disturbed(FACES, np.random.default_rng(0))
+    assert shown.dtype == "uint8" and np.array_equal(shown, reader_module.disturbed(FACES, np.random.default_rng(0)))
+    assert not np.array_equal(shown, reader_module.disturbed(FACES, np.random.default_rng(1)))
     to_face, to_mirrored = (np.abs(shown - other.astype(int)).mean((1, 2, 3)) for other in (FACES, FACES[:, :, ::-1]))
     assert 120 < (to_mirrored < to_face).sum() < 180, "half of 300 are mirrored"
     nearest = np.minimum(to_face, to_mirrored)
@@ -406,18 +409,18 @@ def test_disturbed_faces_are_the_same_faces():
 
 
 def test_faults_do_not_hide_which_kinds_there_are(reader):
-    fresh, real = draw(1500, 78), metrics.in_batches(reader, draw(1500, 79))
-    assert metrics.mode_coverage(metrics.in_batches(reader, fresh), real, reader.judged)[1] == []
+    fresh, real = draw(1500, 78), features_module.in_batches(reader, draw(1500, 79))
+    assert reader_module.mode_coverage(features_module.in_batches(reader, fresh), real, reader.judged)[1] == []
     for faulty in (fresh[:, :, ::-1], blurred(fresh)):
-        seen = metrics.in_batches(reader, faulty)
-        scores, missing = metrics.mode_coverage(seen, real, reader.judged)
+        seen = features_module.in_batches(reader, faulty)
+        scores, missing = reader_module.mode_coverage(seen, real, reader.judged)
         assert scores["kinds_covered"] > 0.9 and scores["pairs_covered"] > 0.85, (missing, scores)
 
 
 def test_a_reader_knows_what_it_can_tell(reader):
     assert reader.accuracy["background"] > 0.9 and reader.accuracy["hat"] > 0.8
-    images, labels = metrics.drawn_faces(600, 32, 77)
-    answers = metrics.in_batches(reader, images)
+    images, labels = reader_module.drawn_faces(600, 32, 77)
+    answers = features_module.in_batches(reader, images)
     for column, (name, kinds) in enumerate(reader.judged.items()):
         for kind in kinds:
             given = answers[:, column] == kind
@@ -427,12 +430,12 @@ def test_a_reader_knows_what_it_can_tell(reader):
 
 
 def test_faces_without_hats_are_found_out_by_their_pictures(reader):
-    images, labels = metrics.drawn_faces(1500, 32, 78)
-    bare = metrics.in_batches(reader, images[labels[:, 8] == 0])
-    real = metrics.in_batches(reader, draw(1500, 79))
-    scores, missing = metrics.mode_coverage(bare, real, reader.judged)
+    images, labels = reader_module.drawn_faces(1500, 32, 78)
+    bare = features_module.in_batches(reader, images[labels[:, 8] == 0])
+    real = features_module.in_batches(reader, draw(1500, 79))
+    scores, missing = reader_module.mode_coverage(bare, real, reader.judged)
     assert missing and all(kind.startswith("hat ") for kind in missing)
-    fresh, none = metrics.mode_coverage(metrics.in_batches(reader, images), real, reader.judged)
+    fresh, none = reader_module.mode_coverage(features_module.in_batches(reader, images), real, reader.judged)
     assert none == [] and fresh["pairs_covered"] > 0.98
 
 
@@ -440,35 +443,35 @@ def test_faces_without_hats_are_found_out_by_their_pictures(reader):
 
 def test_the_record(tmp_path):
     calls = []
-    record = metrics.evaluate([FRESH[:100], blurred(FRESH[100:200])], FACES, FRESH[200:], (4, 5),
+    record = metrics_module.evaluate([FRESH[:100], blurred(FRESH[100:200])], FACES, FRESH[200:], (4, 5),
                               progress=lambda done, total: calls.append((done, total)))
     assert json.loads(json.dumps(record)) == record
     assert record["counts"] == {"generated": 100, "train": 100, "held_out": 100} and record["seeds"] == [4, 5]
-    assert record["features_sha256"] == metrics.FEATURES_SHA256
+    assert record["features_sha256"] == features_module.FEATURES_SHA256
     assert calls[-1][0] == calls[-1][1] and [done for done, _ in calls] == sorted(done for done, _ in calls)
     for name, metric in record["metrics"].items():
         assert metric["mean"] == pytest.approx(np.mean(metric["values"])) and len(metric["values"]) == 2
         assert set(metric["floors"]) == {"held_out", "halves"} and metric["better"], name
     assert record["metrics"]["swd_32"]["values"][1] > 3 * record["metrics"]["swd_32"]["values"][0]
-    again = metrics.evaluate([FRESH[:100], blurred(FRESH[100:200])], FACES, FRESH[200:], (4, 5))
+    again = metrics_module.evaluate([FRESH[:100], blurred(FRESH[100:200])], FACES, FRESH[200:], (4, 5))
     assert again == record, "the same figures to the bit"
-    assert metrics.metrics_table(record).count("\n") == len(record["metrics"])
+    assert metrics_module.metrics_table(record).count("\n") == len(record["metrics"])
 
 
 def test_a_perfect_generator_scores_as_held_out_faces_do():
-    record = metrics.evaluate([draw(300, 5)], FACES, FRESH)
+    record = metrics_module.evaluate([draw(300, 5)], FACES, FRESH)
     for name in ("frechet", "precision", "recall", "density", "coverage", "pair_similarity", "copy_ratio"):
         metric = record["metrics"][name]
         assert metric["mean"] == pytest.approx(metric["floors"]["held_out"], rel=0.2), name
 
 
 def test_without_held_out_faces_half_of_those_trained_on_stand_in():
-    record = metrics.evaluate([FRESH[:200]], FACES)
+    record = metrics_module.evaluate([FRESH[:200]], FACES)
     assert record["stand_in"] and record["counts"] == {"generated": 150, "train": 150, "held_out": 150}
     assert "copy_ratio" not in record["metrics"] and "frechet" in record["metrics"]
-    assert record["metrics"] == metrics.evaluate([FRESH[:150]], FACES)["metrics"], "as many generated as real ones"
+    assert record["metrics"] == metrics_module.evaluate([FRESH[:150]], FACES)["metrics"], "as many generated as real ones"
     with pytest.raises(InputError, match="at least 100"):
-        metrics.evaluate([FRESH[:99]], FACES, FRESH)
+        metrics_module.evaluate([FRESH[:99]], FACES, FRESH)
 
 
 FIGURES = """
@@ -476,7 +479,7 @@ import json, sys
 import numpy as np
 from facegen_keras import metrics
 faces = np.load(sys.argv[1])
-print(json.dumps(metrics.evaluate([faces["generated"]], faces["train"], faces["held_out"])["metrics"]))
+print(json.dumps(metrics_module.evaluate([faces["generated"]], faces["train"], faces["held_out"])["metrics"]))
 """
 
 
@@ -487,7 +490,7 @@ def test_jax_gives_the_same_figures(tmp_path):
                           env={**os.environ, "KERAS_BACKEND": "jax"})
     assert done.returncode == 0, done.stderr
     under_jax = json.loads(done.stdout.splitlines()[-1])
-    here = metrics.evaluate([blurred(FRESH[:150])], FACES, FRESH[150:])["metrics"]
+    here = metrics_module.evaluate([blurred(FRESH[:150])], FACES, FRESH[150:])["metrics"]
     assert under_jax.keys() == here.keys()
     for name, metric in here.items():
         assert under_jax[name]["mean"] == pytest.approx(metric["mean"], rel=1e-3, abs=1e-4), name
@@ -511,7 +514,7 @@ def facegen(capfd, monkeypatch, tmp_path):
 
 
 def test_a_run_on_drawn_faces_is_measured(facegen, tmp_path, monkeypatch, reader):
-    monkeypatch.setattr(metrics, "ModeReader", lambda size, progress: reader)
+    monkeypatch.setattr(reader_module, "ModeReader", lambda size, progress: reader)
     assert facegen("train", *TINY, "--out", "run").status == 0
     outcome = facegen("evaluate", "run", "--count", "100", "--seeds", "2", "--out", "record.json")
     assert outcome.status == 0 and outcome.err == "", outcome.err
@@ -535,7 +538,7 @@ def test_pictures_that_were_trained_on_are_told_from_the_others(facegen, tmp_pat
         Image.fromarray(face).save(tmp_path / "photos" / f"{index:03d}.png")
     (tmp_path / "photos" / "broken.png").write_text("no picture")
     assert facegen("train", *TINY, "--data", "photos", "--set", "max_bad=0.1", "--out", "run").status == 0
-    train, held_out = metrics.real_faces(Run(tmp_path / "run"), "photos", 100)
+    train, held_out = metrics_module.real_faces(Run(tmp_path / "run"), "photos", 100)
     names = [{faces.name(index) for index in range(len(faces))} for faces in (train, held_out)]
     assert len(names[0]) in (119, 120) and len(names[0]) + len(names[1]) == 160 and not names[0] & names[1]
     assert names[0] == set(Run(tmp_path / "run").read("images.json.gz", list))

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from facegen_keras.runs.start import load_gan
 from facegen_keras.runs.folder import Run
 from facegen_keras.base.errors import InputError
 from facegen_keras.config import RunConfig
@@ -61,7 +62,7 @@ def test_without_an_average_both_generators_are_one():
 def test_the_result_of_a_run_is_the_average(tmp_path):
     config = RunConfig.preset("modern", **SMALL, epochs=1, limit=64, schedule_images=64, out=str(tmp_path / "run"))
     train(config, report=lambda line: None)
-    gan = FaceGAN.load(config.out)
+    gan = load_gan(config.out)
     saved = keras.saving.load_model(tmp_path / "run" / "generator.keras")
     assert all(map(np.array_equal, weights(saved), weights(gan.ema_generator)))
     assert not all(map(np.array_equal, weights(saved), weights(gan.generator)))

@@ -8,7 +8,15 @@ import keras
 import numpy as np
 import pytest
 
-from facegen_keras import FaceGAN, RunConfig, fewer_products, gan, step_tensorflow, training
+from facegen_keras.runs.start import load_gan
+from facegen_keras import FaceGAN, RunConfig
+from facegen_keras.engine import step_tensorflow
+from facegen_keras.engine import cpu_speed as cpu_speed_module
+from facegen_keras.engine import precision as precision_module
+from facegen_keras import gan as gan_module
+from facegen_keras import training as training_module
+from facegen_keras.runs import images as images_module
+from facegen_keras.runs import progress as progress_module
 from facegen_keras.runs.checkpoint import checkpoints, state_variables
 from facegen_keras.runs.folder import Run
 from facegen_keras.training import train
@@ -29,8 +37,8 @@ def curves(tmp_path_factory):
 
     curves = {precision: losses(precision) for precision in ("float32", *BITS_16)}
     with pytest.MonkeyPatch.context() as patch:  # in all layers, as if they were wide
-        patch.setattr(fewer_products, "WIDE_KERNEL", 1)
-        patch.setattr(training, "FaceGAN", CountingGAN)
+        patch.setattr(cpu_speed_module, "WIDE_KERNEL", 1)
+        patch.setattr(training_module, "FaceGAN", CountingGAN)
         shutil.move(folder / "bfloat16", folder / "before")
         return curves | {"bfloat16, fewer products": losses("bfloat16")}
 
@@ -75,7 +83,7 @@ def test_float16_has_a_factor_for_each_loss_and_resumes_exactly(tmp_path):
     run = train(pieced, **SILENT)
     states = [checkpoints(each.directory / "checkpoints")[-1].read_bytes() for each in (whole, run)]
     assert states[0] == states[1]
-    scales = {name: float(variable) for name, variable in state_variables(FaceGAN.load(run.directory)).items()
+    scales = {name: float(variable) for name, variable in state_variables(load_gan(run.directory)).items()
               if name.endswith("dynamic_scale")}
     assert len(scales) == 2 and all(scale >= 1 for scale in scales.values())
 
@@ -95,15 +103,15 @@ def test_a_gradient_that_overflows_is_left_out_and_its_factor_halved():
 def test_a_run_goes_on_where_the_arithmetic_is_another(tmp_path, monkeypatch, first, then):
     """On Kaggle's T4, say, and then at home: with precision=auto."""
     config = dataclasses.replace(TINY, limit=64, epochs=2, precision="auto", out=tmp_path / "run")
-    choose = gan.choose_precision
+    choose = precision_module.choose_precision
     lines = []
     for precision, hours in ((first, 0), (then, None)):
-        for module in (gan, training):
+        for module in (gan_module, images_module, progress_module):
             monkeypatch.setattr(module, "choose_precision", lambda asked, here=precision: here if asked == "auto" else choose(asked))
         run = train(config, hours=hours, report=lines.append)
     assert run.status["state"] == "finished" and Run(config.out).read("environment.json")["precision"] == then
     assert any(f"since the last session precision {first} is now {then}" in line for line in lines)
-    assert FaceGAN.load(config.out).generate(4).std() > 0
+    assert load_gan(config.out).generate(4).std() > 0
 
 
 @pytest.mark.parametrize("capability, expected", [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"),
@@ -113,11 +121,11 @@ def test_auto_is_what_the_card_is_good_at(monkeypatch, capability, expected):
     tf = step_tensorflow.tf
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a card"])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda card: details)
-    assert gan.choose_precision("auto") == expected and gan.choose_precision("float32") == "float32"
+    assert precision_module.choose_precision("auto") == expected and precision_module.choose_precision("float32") == "float32"
 
 
 @pytest.mark.parametrize("flags, expected", [({"avx2", "avx512_bf16"}, "bfloat16"), ({"amx_bf16"}, "bfloat16"),
                                              ({"avx512f"}, "float32"), (set(), "float32")])
 def test_auto_is_what_the_processor_is_good_at(monkeypatch, flags, expected):
-    monkeypatch.setattr(gan, "cpu_flags", lambda: flags)
-    assert gan.choose_precision("auto") == expected
+    monkeypatch.setattr(precision_module, "cpu_flags", lambda: flags)
+    assert precision_module.choose_precision("auto") == expected

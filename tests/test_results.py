@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facegen_keras import gan, results
+from facegen_keras import gan as gan_module
+from facegen_keras.measure import experiments as experiments_module
 from facegen_keras.measure.work import step_gflop
 from facegen_keras.runs.folder import Run
 from facegen_keras.base.errors import InputError
@@ -47,7 +48,7 @@ def test_a_record_of_two_small_arms(tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("this run was made before")
 
-    monkeypatch.setattr(results, "train", refuse)
+    monkeypatch.setattr(experiments_module, "train", refuse)
     assert measure()["rows"] == record["rows"]
     (pictures := tmp_path / "pictures").mkdir()
     write_pictures(PAIR, str(tmp_path / "runs"), str(tmp_path / "faces"), str(pictures))
@@ -99,7 +100,7 @@ def test_each_record_is_that_of_its_arms(record, arms, limit):
 
 def test_drawn_faces_come_with_the_kinds_that_are_missing(tmp_path, monkeypatch):
     arms = {"one": dict(preset="demo", epochs=(1,))}
-    monkeypatch.setattr(results, "ModeReader", partial(ModeReader, num_faces=1_000, epochs=12))
+    monkeypatch.setattr(experiments_module, "ModeReader", partial(ModeReader, num_faces=1_000, epochs=12))
     with pytest.raises(InputError, match="seeds: expected one with drawn faces"):
         measure_arms(arms, (0, 1), "toy", str(tmp_path), count=100, small=TINY)
     record = measure_arms(arms, (0,), "toy", str(tmp_path), count=100, small=TINY)
@@ -110,12 +111,12 @@ def test_drawn_faces_come_with_the_kinds_that_are_missing(tmp_path, monkeypatch)
 
 def test_short_runs_tell_what_became_of_each(tmp_path, monkeypatch):
     arms = {"lost one": dict(preset="demo", epochs=(9,)), "sound": dict(preset="modern", epochs=(9,))}
-    original = gan.FaceGAN.draw_noise
+    original = gan_module.FaceGAN.draw_noise
 
     def draw_noise(self):
         return (float("nan"), 1.0) if self.config.loss == "noisy_labels" else original(self)
 
-    monkeypatch.setattr(gan.FaceGAN, "draw_noise", draw_noise)
+    monkeypatch.setattr(gan_module.FaceGAN, "draw_noise", draw_noise)
     rows = short_runs(arms, range(1, 2), "toy", str(tmp_path), TINY | {"epochs": 2})
     assert [(row["arm"], row["seed"], row["state"], row["recoveries"] > 0) for row in rows] == [
         ("lost one", 1, "diverged", True), ("sound", 1, "finished", False)]

@@ -16,7 +16,6 @@ import numpy as np
 
 from ..base.errors import TrainingDiverged, input_error
 from ..base.files import write_file
-from ..runs.folder import Run, refuse_another_run
 from ..config import RunConfig
 from ..features.distances import distance_blocks
 from ..features.features import RandomFeatures, in_batches
@@ -25,8 +24,10 @@ from .benchmark import about
 from .reader import ModeReader
 from .work import step_gflop
 from ..metrics import evaluate, real_faces
-from ..training import train
+from ..runs.folder import Run, refuse_another_run
+from ..runs.start import load_gan
 from ..runs.viz import image_grid, to_png
+from ..training import train
 
 # %% ../../nbs/measure/experiments.ipynb #6c3046e2
 SMALL_SET = dict(image_size=64, limit=9_000)
@@ -71,13 +72,13 @@ def faces_after(
             raise input_error(
                 "run", "one that is trained to its end", f"{config.out}, paused", "measure again to go on"
             )
-        write_file(kept, partial(np.save, arr=FaceGAN.load(config.out).generate(count, config.seed)))
+        write_file(kept, partial(np.save, arr=load_gan(config.out).generate(count, config.seed)))
     return np.load(kept, mmap_mode="r")[:count]
 
 
 def unaveraged_faces(config: RunConfig, count: int) -> np.ndarray:  # (count, S, S, 3) uint8
     "Faces by the generator itself and not by its average, as far as the run has come."
-    gan = FaceGAN.load(config.out)
+    gan = load_gan(config.out)
     return generate_faces(gan.generator, gan.latents(count, config.seed))
 
 # %% ../../nbs/measure/experiments.ipynb #56a784ec
