@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 settings = ConfigParser(delimiters=["="])
 settings.read("settings.ini", encoding="utf-8")
@@ -19,7 +19,7 @@ setup(
     url=settings["git_url"],
     license="MIT",
     keywords=settings["keywords"],
-    packages=[settings["lib_name"]],
+    packages=find_packages(include=[f"{settings['lib_name']}*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "jax")},

@@ -10,7 +10,7 @@ __all__ = ['PLACES']
 import importlib
 
 PLACES = {"RunConfig": "config", "load_faces": "faces", "make_generator": "networks",
-          "make_discriminator": "networks", "FaceGAN": "gan", "Run": "checkpoint", "load_gan": "checkpoint",
+          "make_discriminator": "networks", "FaceGAN": "gan", "Run": "runs.folder", "load_gan": "runs.start",
           "train": "training"}
 __all__ = list(PLACES)
 

@@ -43,7 +43,7 @@ class Recipe(Settings):
 
     image_size: int = setting(128, "side of the square pictures, pixels", one_of(32, 64, 128, 256), "A")
     networks: str = setting(
-        "dcgan", "dcgan: the article's; residual: without batch norm, see 04b_residual",
+        "dcgan", "dcgan: the article's; residual: without batch norm, see 08_modern",
         one_of("dcgan", "residual"), "A, P")
     latents: str = setting(
         "uniform", "what latent vectors are drawn from: uniform in [-1, 1], or standard normal",
@@ -51,13 +51,13 @@ class Recipe(Settings):
     latent_dim: int = setting(100, "length of the latent vector", whole_number(1), "A")
     components: int = setting(
         0, "Gaussians of the mixture that normal latents become first, or with start of each number of a code, see "
-        "04c_encoder; 0: none", whole_number(0), "P")
+        "engine/encoder; 0: none", whole_number(0), "P")
     width: int = setting(64, "channels next to the image; there are more where its side is less", whole_number(1), "N")
     g_blocks: int = setting(
         1, "residual blocks of the generator at each side of its maps", whole_number(1), "P")
     loss: str = setting(
         "noisy_labels", "noisy_labels: the article's; relativistic: real against fake, with a gradient penalty; "
-        "variational: an encoder instead of a discriminator, see 04c_encoder",
+        "variational: an encoder instead of a discriminator, see engine/encoder",
         one_of("noisy_labels", "relativistic", "variational"), "A, P")
     gamma: tuple = setting(
         (0.0, 0.0), "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",

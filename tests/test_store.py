@@ -18,7 +18,6 @@ from PIL import Image
 
 from facegen_keras.data import store as store_module
 
-from facegen_keras import faces as faces_module
 from facegen_keras.base.errors import InputError
 from facegen_keras.data.check import check_faces
 from facegen_keras.data.pictures import decode_face
