@@ -85,7 +85,8 @@ def loss_curves(
         other_axes.axhline(0.5, color="grey", lw=0.8, ls="--", label="one half")
         other_axes.set(ylabel="accuracy", ylim=(-0.02, 1.02))
     for axes in (loss_axes, other_axes):
-        axes.legend(frameon=False, fontsize=8)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 
