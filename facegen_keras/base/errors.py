@@ -36,4 +36,4 @@ def unknown_name_error(
 
 # %% ../../nbs/base/errors.ipynb #7c857ac1
 class TrainingDiverged(RuntimeError):
-    "A loss or a weight is no longer a finite number; the last checkpoint is from before that."
+    "A loss or a weight is not finite, or a loss is far too large; the last checkpoint is from before that."
