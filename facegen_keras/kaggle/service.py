@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOKEN_ADVICE', 'RUNNING', 'IN_WORDS', 'KaggleTrouble', 'trouble', 'Kaggle', 'sign_in', 'split', 'newest_version',
            'session_status', 'gpu_hours', 'running_sessions', 'describe_kernel', 'list_outputs', 'read_log', 'inside',
-           'fetch', 'pull', 'read_status']
+           'fetch', 'read_status', 'pull', 'fetch_sums']
 
 # %% ../../nbs/kaggle/service.ipynb #04840b87
 import datetime
@@ -31,8 +31,11 @@ class KaggleTrouble(RuntimeError):
         "Whether asking again would be of no use, and a push was not accepted."
         return self.status is not None and 400 <= self.status < 500 and self.status not in (408, 429)
 
-
-def trouble(method: str, error: Exception) -> KaggleTrouble:
+# %% ../../nbs/kaggle/service.ipynb #e73624d4
+def trouble(
+    method: str,  # the request's name
+    error: Exception,  # from the client
+) -> KaggleTrouble:
     "What went wrong, from the answer's own words where there are some; never the request, which holds credentials."
     response = getattr(error, "response", None)
     if isinstance(error, KeyError):
@@ -67,7 +70,11 @@ class Kaggle:
             self.client.http_client()._session.mount(scheme, Bounded())
         self.owner = self.owner or self.ask_for_name(token)
 
-    def call(self, method: str, **fields):
+    def call(
+        self,
+        method: str,  # the request's name, such as get_kernel
+        **fields,  # of the request
+    ):  # the client's answer
         "One request, sent once; `KaggleTrouble` unless it was answered."
         import requests
         from kagglesdk.kernels.types import kernels_api_service as types
@@ -139,13 +146,18 @@ def sign_in() -> tuple:  # a KaggleClient; the account's name or ""; its token o
 RUNNING = {"QUEUED", "RUNNING", "NEW_SCRIPT", "CANCEL_REQUESTED", "UNKNOWN"}
 
 
-def split(ref: str) -> dict:  # fields that name a kernel
+def split(
+    ref: str,  # owner/slug
+) -> dict:  # fields that name a kernel
     "owner/slug as the service wants it."
     owner, slug = ref.split("/")
     return {"user_name": owner, "kernel_slug": slug}
 
 
-def newest_version(kaggle: Kaggle, ref: str) -> tuple:  # number, the notebook's text, metadata; 0, "", None: none
+def newest_version(
+    kaggle: Kaggle,
+    ref: str,  # owner/slug
+) -> tuple:  # number, the notebook's text, metadata; 0, "", None: none
     "What Kaggle holds of a kernel."
     try:
         answer = kaggle.ask("get_kernel", **split(ref))
@@ -158,7 +170,11 @@ def newest_version(kaggle: Kaggle, ref: str) -> tuple:  # number, the notebook's
     return answer.metadata.current_version_number or 0, answer.blob.source or "", answer.metadata
 
 
-def session_status(kaggle: Kaggle, ref: str, version: int) -> tuple[str, str]:  # Kaggle's word, why it failed
+def session_status(
+    kaggle: Kaggle,
+    ref: str,  # owner/slug
+    version: int,
+) -> tuple[str, str]:  # Kaggle's word, why it failed
     "How a version's session is."
     try:
         answer = kaggle.ask("get_kernel_session_status", **split(ref), version_label=f"v{version}")
@@ -168,7 +184,7 @@ def session_status(kaggle: Kaggle, ref: str, version: int) -> tuple[str, str]:  
         raise
     return getattr(answer.status, "name", "UNKNOWN"), answer.failure_message or ""
 
-
+# %% ../../nbs/kaggle/service.ipynb #30a7ad71
 def gpu_hours(kaggle: Kaggle) -> tuple[float, object]:  # hours left this week, when they are refreshed
     "The quota; running sessions have theirs taken off."
     answer = kaggle.ask("get_accelerator_quota_statistics")
@@ -195,7 +211,11 @@ IN_WORDS = {"QUEUED": "waits for a machine", "RUNNING": "runs", "COMPLETE": "end
             "NEW_SCRIPT": "was saved, and not run", "UNKNOWN": "is in a state that Kaggle does not tell"}
 
 
-def describe_kernel(kaggle: Kaggle, ref: str, report=print) -> None:
+def describe_kernel(
+    kaggle: Kaggle,
+    ref: str,  # owner/slug
+    report=print,  # called with each line
+) -> None:
     "What Kaggle says of a kernel, in words."
     version, _, _ = newest_version(kaggle, ref)
     if not version:
@@ -212,7 +232,11 @@ def describe_kernel(kaggle: Kaggle, ref: str, report=print) -> None:
                 report(f"its run is {found['state']} at {place_in_words((found['epoch'], found['step']))}")
 
 # %% ../../nbs/kaggle/service.ipynb #795e2914
-def list_outputs(kaggle: Kaggle, ref: str, version: int) -> tuple[dict, list[str]]:  # name -> address, lines printed
+def list_outputs(
+    kaggle: Kaggle,
+    ref: str,  # owner/slug
+    version: int,
+) -> tuple[dict, list[str]]:  # name -> address, lines printed
     "All files of a version's output, and its log."
     files, token, log = {}, "", ""
     while True:
@@ -224,7 +248,9 @@ def list_outputs(kaggle: Kaggle, ref: str, version: int) -> tuple[dict, list[str
             return files, read_log(log)
 
 
-def read_log(log: str) -> list[str]:
+def read_log(
+    log: str,  # a JSON list of entries, perhaps cut off
+) -> list[str]:  # lines
     "What a session printed, and of its errors the sentences that are meant for a person."
     said = {"stdout": "", "stderr": ""}
     start = log.find("{")
@@ -238,8 +264,11 @@ def read_log(log: str) -> list[str]:
     sentences = [line for line in said["stderr"].splitlines() if line.startswith("facegen: ")]
     return [*said["stdout"].splitlines(), *sentences]
 
-
-def inside(folder: Path, name: str) -> Path:
+# %% ../../nbs/kaggle/service.ipynb #7f131a8e
+def inside(
+    folder: Path,  # where the output goes
+    name: str,  # as Kaggle lists it
+) -> Path:
     "Where a file of the output belongs; `InputError` for a name that leads elsewhere."
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
@@ -250,7 +279,12 @@ def inside(folder: Path, name: str) -> Path:
     return target
 
 # %% ../../nbs/kaggle/service.ipynb #cc9e45f7
-def fetch(address: str, target: Path, sha256: str | None = None, tries: int = 3) -> None:
+def fetch(
+    address: str,  # opens the file to anybody: not to be shown
+    target: Path,
+    sha256: str | None = None,  # what it must have; None: not known
+    tries: int = 3,
+) -> None:
     "One file, whole or not at all."
     import requests
 
@@ -278,24 +312,41 @@ def fetch(address: str, target: Path, sha256: str | None = None, tries: int = 3)
                 raise
         time.sleep(Kaggle.WAITS[0])
 
+# %% ../../nbs/kaggle/service.ipynb #361468a6
+def read_status(
+    address: str,  # of a run's status.json
+) -> dict:  # state, epoch, step and the rest of it
+    "A run's status.json; its state is empty if it cannot be read."
+    import tempfile
+    with tempfile.TemporaryDirectory() as folder:
+        fetch(address, Path(folder) / "status.json")
+        try:
+            status = json.loads((Path(folder) / "status.json").read_text(encoding="utf-8"))
+            whole = {"epoch": int(status["epoch"]), "step": int(status["step"]), "state": str(status["state"])}
+            return {**status, **whole}
+        except (ValueError, KeyError, TypeError):
+            return {"state": ""}
+
 # %% ../../nbs/kaggle/service.ipynb #72199a34
-def pull(kaggle: Kaggle, ref: str, version: int, folder: Path, report=print) -> None:
+def pull(
+    kaggle: Kaggle,
+    ref: str,  # owner/slug
+    version: int,
+    folder: Path,  # where the output goes
+    report=print,  # called with a line
+) -> None:
     "Brings a version's output home; what is there and whole is kept."
     files, _ = list_outputs(kaggle, ref, version)
     targets = {name: inside(folder, name) for name in files}
-    sums = {}
-    if SUMS in files:
-        fetch(files[SUMS], targets[SUMS])
-        lines = targets[SUMS].read_text(encoding="utf-8", errors="replace").splitlines()
-        sums = {line[66:]: line[:64] for line in lines}
+    sums = fetch_sums(files, folder)
     for path in (folder / "run" / "checkpoints").glob("epoch_*.npz"):
         if path not in targets.values():
-            path.unlink()  # of an earlier session: the newest that is here must be the newest that there is
+            path.unlink()
     fetched = 0
-    for name, address in sorted(files.items()):
+    for name in sorted(files.keys() - {SUMS}):
         known = sums.get(name)
-        if name != SUMS and not (known and targets[name].is_file() and file_sha256(targets[name]) == known):
-            fetch(address, targets[name], known)
+        if not (known and targets[name].is_file() and file_sha256(targets[name]) == known):
+            fetch(files[name], targets[name], known)
             if name.endswith(".npz") and not known:
                 from facegen_keras.runs.checkpoint import verify_checkpoint
                 verify_checkpoint(targets[name])
@@ -304,20 +355,14 @@ def pull(kaggle: Kaggle, ref: str, version: int, folder: Path, report=print) -> 
         raise KaggleTrouble(f"Kaggle does not list {len(missing)} files that the session wrote, such as {missing[0]}")
     report(f"{len(files):,} files of version {version} in {folder}, {fetched:,} of them fetched just now")
 
-# %% ../../nbs/kaggle/service.ipynb #361468a6
-def read_status(address: str) -> dict:
-    "A run's status.json; its state is empty if it cannot be read."
-    import tempfile
 
-    with tempfile.TemporaryDirectory() as folder:
-        fetch(address, Path(folder) / "status.json")
-        try:
-            status = json.loads((Path(folder) / "status.json").read_text(encoding="utf-8"))
-            return {
-                **status,
-                "epoch": int(status["epoch"]),
-                "step": int(status["step"]),
-                "state": str(status["state"]),
-            }
-        except (ValueError, KeyError, TypeError):
-            return {"state": ""}
+def fetch_sums(
+    files: dict,  # name -> address
+    folder: Path,  # where the output goes
+) -> dict[str, str]:  # name -> SHA-256; empty: the session left no list
+    "What the session listed in `SHA256SUMS`."
+    if SUMS not in files:
+        return {}
+    fetch(files[SUMS], folder / SUMS)
+    lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    return {line[66:]: line[:64] for line in lines}
