@@ -416,7 +416,7 @@ def test_a_session_that_got_no_further_counts_as_nothing(server, tmp_path):
 
 def test_a_session_that_somebody_has_stopped_stops_the_chain(server, tmp_path):
     with_sessions(server, (2, ("CANCEL_ACKNOWLEDGED", {}, "")))
-    assert chain(tmp_path / "kernel").startswith("session 2 cancelled: somebody has stopped it")
+    assert chain(tmp_path / "kernel").startswith("session 2 cancelled: it was stopped on")
     assert pushes(server) == 2
 
 
@@ -576,7 +576,7 @@ def test_two_who_follow_one_chain_are_one_too_many(server, tmp_path):
                              stdout=subprocess.PIPE, text=True)
     while "version 1" not in first.stdout.readline():
         assert first.poll() is None
-    with pytest.raises(InputError, match="a chain that nobody else follows"):
+    with pytest.raises(InputError, match="a chain that no other process follows"):
         chain(tmp_path / "kernel")
     first.kill()
     first.communicate()
