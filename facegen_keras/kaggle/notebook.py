@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'STORY', 'FIRST_CELL', 'NOBODY', 'MACHINE', 'KEYS', 'MAY_LACK', 'REMEDY', 'OURS', 'TRIAL', 'make_wheel',
-           'wheel_digest', 'find_story', 'make_first_cell', 'without_links', 'make_notebook', 'make_metadata',
-           'check_metadata', 'check_folder', 'find_key', 'find_job', 'read_job', 'build', 'lay_out', 'run_notebook',
-           'printed']
+           'wheel_digest', 'find_story', 'make_first_cell', 'without_links', 'shows_a_file', 'make_notebook',
+           'make_metadata', 'check_metadata', 'check_folder', 'find_key', 'find_job', 'read_job', 'build', 'lay_out',
+           'run_notebook', 'printed']
 
 # %% ../../nbs/kaggle/notebook.ipynb #d3282951
 import ast
@@ -86,14 +86,21 @@ def make_first_cell(job: Job) -> tuple[str, str]:  # the cell's source; its key
 def without_links(
     text: str,  # markdown
 ) -> str:
-    "The text with links to other pages as plain words, and without pictures from files; links to the web stay."
-    text = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)\n*", "", text)
+    "The text with links to other pages as plain words; links to the web stay."
     return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+
+def shows_a_file(
+    cell: dict,  # of a notebook
+) -> bool:
+    "Whether a cell of text shows a picture that lies beside the page."
+    return cell["cell_type"] == "markdown" and bool(re.search(r"!\[[^\]]*\]\((?!https?:)", "".join(cell["source"])))
 
 # %% ../../nbs/kaggle/notebook.ipynb #7b52c37c
 def make_notebook(job: Job) -> tuple[dict, str]:  # the notebook; its key
     "The story with the machinery in its first cell, without outputs."
     notebook = json.loads(find_story().read_text(encoding="utf-8"))
+    notebook["cells"] = [cell for cell in notebook["cells"] if not shows_a_file(cell)]
     source, key = make_first_cell(job)
     first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
     first.update(source=source, metadata={"_kg_hide-input": True, "jupyter": {"source_hidden": True}})
