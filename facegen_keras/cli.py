@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['held_back_stderr', 'start_keras', 'facegen', 'train', 'among_others', 'settings', 'sample', 'progress_bar',
-           'check_target', 'say_what_is_compared', 'evaluate', 'write_record', 'one_line', 'check', 'bench', 'main',
+           'check_target', 'say_what_is_compared', 'write_record', 'evaluate', 'one_line', 'check', 'bench', 'main',
            'leave']
 
 # %% ../nbs/cli.ipynb #cb12a7a3
@@ -186,7 +186,7 @@ def check_target(
     if out and (out.is_dir() or not out.parent.is_dir()):
         raise input_error("--out", "the name of a file in a folder that exists", str(out), "choose another name")
 
-# %% ../nbs/cli.ipynb #bd5cf2e4
+# %% ../nbs/cli.ipynb #7d3b90e4
 def say_what_is_compared(
     count: int,  # faces of a seed that were asked for
     used: int,  # faces of a seed that are compared
@@ -201,6 +201,16 @@ def say_what_is_compared(
         click.echo(f"{used:,} real faces were not seen in training, so {used:,} of a seed are compared", err=True)
 
 
+def write_record(
+    out: Path | None,  # None: no file is asked for
+    record: dict,
+) -> None:
+    "A record of figures as JSON."
+    from facegen_keras.base.files import write_file
+    if out:
+        write_file(out, (json.dumps(record, indent=2) + "\n").encode())
+
+# %% ../nbs/cli.ipynb #bd5cf2e4
 @facegen.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--data", help="Where the run's real faces are, or toy.  [default: where they were]")
@@ -240,16 +250,6 @@ def evaluate(run, data, count, seeds, fid, out):
         record["fid"] = inception.inception_fid(gan.generate(used, 0), real)
         click.echo(f"FID of seed 0: {record['fid']:.2f}")
         write_record(out, record)
-
-
-def write_record(
-    out: Path | None,  # None: no file is asked for
-    record: dict,
-) -> None:
-    "A record of figures as JSON."
-    from facegen_keras.base.files import write_file
-    if out:
-        write_file(out, (json.dumps(record, indent=2) + "\n").encode())
 
 # %% ../nbs/cli.ipynb #dd212e3c
 def one_line(
