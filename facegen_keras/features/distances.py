@@ -213,7 +213,7 @@ def layouts(
     grey -= grey.mean(1, keepdims=True)
     return grey / np.maximum(grey.std(1, keepdims=True), 1.0)
 
-
+# %% ../../nbs/features/distances.ipynb #9113ce72
 def layout_distance(
     one: np.ndarray,  # (N, 256) float32 layouts: judged
     other: np.ndarray,  # (M, 256) float32 layouts: real
