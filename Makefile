@@ -3,11 +3,15 @@ PYTHON ?= python3
 BIN ?= .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-kaggle readme hooks clean
+.PHONY: demo check test test-kaggle readme hooks clean
 
 demo: .venv/runtime  ## train a small GAN on drawn faces, in minutes
 	$(BIN)/facegen train --preset demo
 	@echo "for the command facegen in this shell: source .venv/bin/activate"
+
+check: .venv/dev  ## between two edits: nothing out of step, the rules of the house, the path's pages, fast tests
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests
+	$(BIN)/nbdev_test --n_workers 2 --file_re '^[0-9]' --do_print
 
 test: .venv/dev test-kaggle  ## everything that must hold; ends with pytest's summary
 	$(BIN)/nbdev_test --n_workers 2 --do_print  # each page, from its first cell to its last
@@ -28,7 +32,7 @@ README.md: nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --RegexRemovePreprocessor.patterns='#\|' --stdout $< \
 	  | sed -E 's#\]\(([^):]*\.(ipynb|png))\)#](nbs/\1)#g' > $@
 
-hooks: .venv/dev  ## git hooks that clean notebooks and merge them cell by cell
+hooks: .venv/dev  ## git hooks that merge notebooks cell by cell
 	$(BIN)/nbdev_install_hooks
 
 clean:

@@ -9,6 +9,7 @@ __all__ = ['MODERN', 'BY_KIND', 'PRESETS', 'contradictions', 'Recipe', 'RunConfi
 import dataclasses
 
 from .base.errors import input_error, unknown_name_error
+from .base.loss_table import LOSSES
 from facegen_keras.base.settings import (
     Rule, Settings, any_text, between, first_and_last, number_from, number_range, one_of, optional_count, setting,
     whole_number)
@@ -16,25 +17,15 @@ from facegen_keras.base.settings import (
 # %% ../nbs/01_config.ipynb #49bec63d
 def contradictions(recipe: "Recipe"):  # yields (setting, what would have been right, what to do)
     "What in a recipe does not go together."
-    loss, residual = recipe.loss, recipe.networks == "residual"
-    if loss == "relativistic" and not residual:
-        yield ("networks", "residual with loss=relativistic: batch norm makes what is said of one picture depend on "
-               "the others", "set networks=residual")
-    if loss == "variational" and not residual:
-        yield "networks", "residual with loss=variational: the encoder is built so", "set networks=residual"
+    for need in LOSSES[recipe.loss].needs:
+        if not need.rule.accepts(getattr(recipe, need.setting)):
+            yield need.setting, f"{need.rule.expected} with loss={recipe.loss}{need.because}", need.remedy
+    residual = recipe.networks == "residual"
     if recipe.g_blocks != 1 and not residual:
         yield "g_blocks", "1 with networks=dcgan, which has no such blocks", "set networks=residual"
-    if recipe.gamma != (0, 0) and loss != "relativistic":
-        yield "gamma", f"0,0 with loss={loss}, which has no penalty", "set gamma=0,0"
     if recipe.components and not (residual and recipe.latents == "normal"):
         yield ("components", "0 without networks=residual and latents=normal",
                "set networks=residual and latents=normal, or components=0")
-    if loss == "variational" and not recipe.components:
-        yield ("components", "at least 1 with loss=variational, which fits them to the encoder's codes",
-               "set components=128")
-    if loss == "variational" and recipe.input_noise_range != (0, 0):
-        yield ("input_noise_range", "0,0 with loss=variational, which would learn to draw the noise",
-               "set input_noise_range=0,0")
 
 # %% ../nbs/01_config.ipynb #2a6d4fc9
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +47,8 @@ class Recipe(Settings):
     g_blocks: int = setting(
         1, "residual blocks of the generator at each side of its maps", whole_number(1), "P")
     loss: str = setting(
-        "noisy_labels", "noisy_labels: the article's; relativistic: real against fake, with a gradient penalty; "
-        "variational: an encoder instead of a discriminator, see engine/encoder",
-        one_of("noisy_labels", "relativistic", "variational"), "A, P")
+        "noisy_labels", "; ".join(f"{name}: {loss.meaning}" for name, loss in LOSSES.items()),
+        Rule("one of " + ", ".join(LOSSES), lambda value: type(value) is str and value in LOSSES), "A, P")
     gamma: tuple = setting(
         (0.0, 0.0), "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",
         first_and_last(1e6), "P")
@@ -118,7 +108,7 @@ class RunConfig(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.components and self.loss != "variational" and not self.start:
+        if self.components and LOSSES[self.loss].second != "encoder" and not self.start:
             raise input_error("components", f"0 with loss={self.loss} and no start: nothing would fit the mixture",
                               self.components, "name a run with loss=variational as start, or set components=0")
 
@@ -143,7 +133,7 @@ PRESETS = {
     "small": MODERN | dict(out="runs/small", limit=9_000, epochs=9, image_size=64, width=8, batch_size=16,
                            gamma=(32.0, 3.2), d_learning_rate=4e-4, g_learning_rate=4e-4, schedule_images=81_000),
     "encoder": BY_KIND | dict(out="runs/encoder", loss="variational", components=128, epochs=40, beta_1=0.9,
-                              d_learning_rate=1.2e-3, g_learning_rate=1.2e-3, final_rate=0.02,
+                              d_learning_rate=3e-4, g_learning_rate=3e-4, final_rate=0.02,
                               schedule_images=1_200_000),
     "game": BY_KIND | dict(out="runs/game", start="runs/encoder", components=8, epochs=1, gamma=(64.0, 64.0),
                            d_learning_rate=2e-4, g_learning_rate=3e-5, schedule_images=40_000),

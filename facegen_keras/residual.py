@@ -10,7 +10,7 @@ __all__ = ['SMALLEST_SIDE', 'WIDTHS', 'level_channels', 'keeping_size', 'residua
 import keras
 from keras import layers
 
-from .config import input_error
+from .base.errors import input_error
 from .networks import IMAGE_SIZES, LEAKY_SLOPE
 
 # %% ../nbs/08_modern.ipynb #4ecf2a62

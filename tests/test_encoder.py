@@ -45,10 +45,10 @@ def updates():
     "What four updates on a batch give, and where they lead."
     gan = FaceGAN.from_run_config(RunConfig.preset("small", **VARIATIONAL))
     rng = np.random.default_rng(1)
-    for variable in gan.generator.variables + gan.discriminator.variables:  # the same under both backends
+    for variable in gan.generator.variables + gan.second.variables:  # the same under both backends
         variable.assign(0.1 * rng.normal(size=variable.shape))
     seen = [[float(value) for value in gan.update(*batch(), 1.0)] for _ in range(4)]
-    variables = gan.generator.variables + gan.discriminator.variables
+    variables = gan.generator.variables + gan.second.variables
     sums = [float(np.abs(array).sum()) for array in arrays(variables)]
     return seen, sums, gan.fit(batch()[0], batch_size=8, epochs=3, verbose=0).history["reconstruction_loss"]  # compiled
 
@@ -62,8 +62,8 @@ def test_the_loss_is_what_its_page_says():
         variable.assign(np.full(variable.shape, value))
     images = np.repeat(batch()[0][:1], 4_000, 0)
     noise = np.random.default_rng(0).normal(size=(4_000, 8)).astype("float32")
-    loss, error, divergence = map(float, variational_loss(gan.generator, gan.discriminator, images, noise))
-    means, log_variances = np.split(arrays([gan.discriminator(images[:1])])[0][0], 2)
+    loss, error, divergence = map(float, variational_loss(gan.generator, gan.encoder, images, noise))
+    means, log_variances = np.split(arrays([gan.encoder(images[:1])])[0][0], 2)
     textbook = 0.5 * (means**2 + np.exp(log_variances) - 1 - log_variances).sum()
     assert divergence == pytest.approx(textbook, abs=0.3)  # by one sample a face
     assert loss == pytest.approx(error + PIXEL_STD**2 * divergence, rel=1e-5)
@@ -159,11 +159,11 @@ def test_a_chain_is_saved_with_its_generator(tmp_path):
 def test_codes_are_drawn_as_training_draws_them():
     gan = FaceGAN.from_run_config(RunConfig.preset("small", **VARIATIONAL))
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), "uint8")
-    codes = sample_codes(gan.discriminator, [images] * 2_000, seed=0).reshape(2_000, 2, 8)
-    means, log_variances = np.split(arrays([gan.discriminator(images / np.float32(127.5) - 1)])[0], 2, axis=1)
+    codes = sample_codes(gan.encoder, [images] * 2_000, seed=0).reshape(2_000, 2, 8)
+    means, log_variances = np.split(arrays([gan.encoder(images / np.float32(127.5) - 1)])[0], 2, axis=1)
     np.testing.assert_allclose(codes.mean(0), means, atol=0.15 * np.exp(log_variances / 2).max())
     np.testing.assert_allclose(codes.std(0), np.exp(log_variances / 2), rtol=0.1)
-    assert np.array_equal(codes.reshape(-1, 8), sample_codes(gan.discriminator, [images] * 2_000, seed=0))
+    assert np.array_equal(codes.reshape(-1, 8), sample_codes(gan.encoder, [images] * 2_000, seed=0))
 
 
 def last_state(out):
@@ -201,7 +201,7 @@ def test_a_gan_begins_with_what_an_encoder_has_taught(first_run, tmp_path, monke
     assert run.status["state"] == "finished" and lines[0].startswith("learning the codes that")
     taught, gan = load_gan(first_run), load_gan(tmp_path / "gan")
     faces = load_faces("toy", 32, limit=40).batches(8, flip=config.flip)
-    codes = sample_codes(taught.discriminator, faces, seed=0)
+    codes = sample_codes(taught.encoder, faces, seed=0)
     for old, new in zip(taught.ema_generator.layers[2:], gan.generator.layers[2:], strict=True):
         for before, after in zip(arrays(old.variables), arrays(new.variables), strict=True):
             np.testing.assert_allclose(after, before, atol=1e-6)

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['PIXEL_STD', 'DETAIL', 'MOST_CODES', 'FIT_PASSES', 'SLACK', 'make_residual_encoder', 'choose_component', 'Mixture',
-           'reconstruction_errors', 'decoder', 'variational_loss', 'Chain', 'sample_codes', 'NoisyDensity', 'fit_chain']
+           'reconstruction_errors', 'decoder', 'variational_loss', 'variational_update', 'Chain', 'sample_codes',
+           'NoisyDensity', 'fit_chain']
 
 # %% ../../nbs/engine/encoder.ipynb #c3789e56
 import math
 
 import keras
-import numpy as np
 from keras import layers, ops
+import numpy as np
 
+from .backend import backend
 from ..faces import to_float
 from ..residual import keeping_size, make_residual_discriminator
 
@@ -38,7 +40,8 @@ def choose_component(
     place = 0.5 * (1 + ops.erf(latents[:, None] / math.sqrt(2)))
     number = ops.minimum(ops.sum(ops.cast(place > ends, "int32"), 1), shares.shape[1] - 1)
     chosen = ops.one_hot(number, shares.shape[1])
-    within = (place - ops.sum(chosen * (ends - shares), 1, keepdims=True)) / ops.sum(chosen * shares, 1, keepdims=True)
+    share = ops.maximum(ops.sum(chosen * shares, 1, keepdims=True), 1e-7)  # it may have been rounded to 0
+    within = (place - ops.sum(chosen * (ends - shares), 1, keepdims=True)) / share
     return chosen, math.sqrt(2) * ops.erfinv(ops.clip(2 * within - 1, -0.999999, 0.999999))
 
 # %% ../../nbs/engine/encoder.ipynb #7b66d077
@@ -115,6 +118,22 @@ def variational_loss(
     own_density = -0.5 * ops.sum(ops.square(noise) + log_variances, 1)
     divergence = ops.mean(own_density - generator.get_layer("mixture").log_density(codes))
     return errors + PIXEL_STD**2 * divergence, errors, divergence
+
+# %% ../../nbs/engine/encoder.ipynb #b3ed2a91
+def variational_update(
+    generator: keras.Model,  # latents -> images, with a `Mixture`
+    encoder: keras.Model,  # images -> means and log variances of codes
+    g_optimizer: keras.optimizers.Optimizer,  # of the generator, built
+    e_optimizer: keras.optimizers.Optimizer,  # of the encoder, built
+    real_images,  # (B, S, S, 3) float32
+    noise,  # (B, latent_dim) float32, standard normal
+) -> list:  # two scalars float32: the reconstruction loss, the divergence of the codes
+    "Both networks' updates, by one loss."
+    weights = generator.trainable_variables, encoder.trainable_variables
+    seen, gradients = backend.differentiate(lambda: variational_loss(generator, encoder, real_images, noise), weights)
+    for optimizer, ours, variables in zip((g_optimizer, e_optimizer), gradients, weights):
+        backend.apply(optimizer, ours, variables)
+    return seen
 
 # %% ../../nbs/engine/encoder.ipynb #546a050a
 @keras.saving.register_keras_serializable("facegen_keras")

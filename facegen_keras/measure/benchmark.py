@@ -27,7 +27,7 @@ from ..engine.backend import backend
 from ..engine.precision import DTYPES, choose_precision
 from ..gan import FaceGAN
 from ..losses import discriminator_loss, generator_loss
-from .work import PRODUCTS, step_gflop
+from .work import SCHEDULES, step_gflop
 from ..networks import channel_ladder, make_discriminator, make_generator
 
 # %% ../../nbs/measure/benchmark.ipynb #87c5e816
@@ -112,7 +112,7 @@ def package_step(config: RunConfig, images):
     "This package's step, random numbers and means included."
     gan = FaceGAN.from_run_config(config)
     step = backend.compiled(gan.step, gan.variables + gan.optimizer.variables + gan.metrics_variables)
-    return lambda: float(step(images)["d_loss"])
+    return lambda: float(step(images)[gan.loss_row.logged[0]])
 
 # %% ../../nbs/measure/benchmark.ipynb #13e10f6e
 def torch_networks(config: RunConfig):
@@ -309,7 +309,7 @@ def row(
     return {
         "images_per_s": round(batch_size / median, 3),
         "times_first": round(float(np.median(first / np.array(seconds[name]))), 3),
-        "gflop_per_s": round(batch_size * step_gflop(gan, kind if kind in PRODUCTS else None) / median, 1),
+        "gflop_per_s": round(batch_size * step_gflop(gan, kind if kind in SCHEDULES else None) / median, 1),
         "gigabytes": memory and round(memory["gigabytes"], 2),
     }
 

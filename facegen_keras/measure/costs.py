@@ -16,7 +16,6 @@ from PIL import Image
 from keras import ops
 import numpy as np
 
-from ..runs.checkpoint import Place, save_checkpoint
 from ..config import RunConfig
 from ..data.sources import recognise
 from ..engine.backend import backend
@@ -24,6 +23,7 @@ from ..engine.precision import choose_precision
 from ..faces import Faces, load_faces
 from ..gan import FaceGAN
 from .benchmark import about, in_own_process
+from ..runs.checkpoint import Place, save_checkpoint
 from ..toyfaces import ToyFaces
 
 # %% ../../nbs/measure/costs.ipynb #484cfd7a
@@ -76,13 +76,14 @@ def feeding_costs(
         step = backend.compiled(gan.step, gan.variables + gan.optimizer.variables + gan.metrics_variables)
         stream = iter(faces.batches(config.batch_size, epochs=10_000))
         resident, ratios = ops.convert_to_tensor(next(stream)), []
-        float(step(resident)["d_loss"])
+        first = gan.loss_row.logged[0]  # read after each step, which waits for it
+        float(step(resident)[first])
         for _ in range(rounds):
             seconds = []
             for next_batch in (lambda: resident, lambda: next(stream)):
                 start = time.perf_counter()
                 for _ in range(steps):
-                    float(step(next_batch())["d_loss"])
+                    float(step(next_batch())[first])
                 seconds.append(time.perf_counter() - start)
             ratios.append(seconds[0] / seconds[1])
     return {"decoded_per_s": round(decoded), "stored_per_s": round(stored),

@@ -93,6 +93,9 @@ class WriteLog(keras.callbacks.Callback):
         where = f"after epoch {self.session.epoch}, step {self.session.step}"
         if not all(math.isfinite(value) for value in line.values() if type(value) is float):
             raise TrainingDiverged(f"a loss is not finite {where}")
+        for name in self.model.loss_row.losses:
+            if line[name] > self.model.loss_row.most:
+                raise TrainingDiverged(f"{name} is {line[name]:.3g} {where}, which no loss in good health reaches")
         if not weights_are_finite(self.model):
             raise TrainingDiverged(f"a weight is not finite {where}")
         self.session.latest = line
@@ -110,7 +113,7 @@ class WriteLog(keras.callbacks.Callback):
 
 def weights_are_finite(gan: FaceGAN) -> bool:
     "Whether every weight and moving statistic of both networks is a number; one answer from the device."
-    variables = gan.generator.variables + gan.discriminator.variables
+    variables = gan.generator.variables + gan.second.variables
     return bool(ops.all(ops.stack([ops.all(ops.isfinite(variable)) for variable in variables])))
 
 # %% ../../nbs/runs/callbacks.ipynb #e30d7db8
@@ -176,7 +179,8 @@ class DrawPictures(keras.callbacks.Callback):
         run, epoch = self.session.run, self.session.epoch
         faces = self.model.generate(self.COUNT, seed=self.session.config.seed)
         run.write(f"samples/epoch_{epoch:04d}.png", to_png(image_grid(faces)))
-        curves = loss_curves(run.records("steps"), f"{self.session.faces.layout}, {epoch} epochs")
+        curves = loss_curves(run.records("steps"), self.model.loss_row,
+                             f"{self.session.faces.layout}, {epoch} epochs")
         run.write("losses.png", figure_to_png(curves, "Loss curves of a facegen_keras run."))
         return faces
 

@@ -30,7 +30,7 @@ def state_variables(
     adams = [getattr(optimizer, "inner_optimizer", optimizer) for optimizer in (gan.g_optimizer, gan.d_optimizer)]
     scales = [variable for adam, optimizer in zip(adams, (gan.g_optimizer, gan.d_optimizer)) if adam is not optimizer
               for variable in (optimizer.step_counter, optimizer.dynamic_scale)]
-    parts = {"generator": gan.generator.variables, "discriminator": gan.discriminator.variables,
+    parts = {"generator": gan.generator.variables, gan.loss_row.second: gan.second.variables,
              "ema_generator": gan.ema_generator.variables,
              "g_optimizer": adams[0].variables, "d_optimizer": adams[1].variables, "loss_scale": scales,
              "random": [gan.seed_generator.state],
@@ -49,6 +49,8 @@ def write_state(
     state: dict[str, np.ndarray],  # from `read_state`
 ) -> None:
     "Puts a state into a model; refuses one that belongs to another."
+    second = f"{gan.loss_row.second}/"  # an encoder's weights were once kept as a discriminator's
+    state = {re.sub("^discriminator/", second, name): array for name, array in state.items()}
     state = {f"ema_{name}": array for name, array in state.items() if name.startswith("generator/")} | state
     variables = {name: variable for name, variable in state_variables(gan).items()
                  if name in state or not name.startswith("loss_scale/")}

@@ -16,6 +16,7 @@ import keras
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.console import Console
 
+from ..base.loss_table import Loss
 from ..engine.precision import choose_precision
 from .callbacks import FEW_STEPS
 from .session import Session
@@ -90,26 +91,30 @@ class ShowForecast(keras.callbacks.Callback):
 # %% ../../nbs/runs/progress.ipynb #267fbc09
 def progress_line(
     line: dict,  # of the log
+    loss: Loss,  # of the run
     epochs: int,  # of the whole run
     images_per_s: float,
 ) -> str:
     "A line of the log as a person reads it."
-    told = ", ".join(f"{name[11:]} {share:4.0%}" for name, share in line.items() if name.startswith("d_accuracy_"))
-    told = f"told right: {told}" if told else f"divergence {line['divergence']:.1f}"
-    return f"epoch {line['epoch']:6.2f}/{epochs}  {losses_text(line, 3, '  ')}  {told}  {images_per_s:.1f} images/s"
+    told = ", ".join(f"{name.removeprefix('d_accuracy_')} {line[name]:4.0%}" for name in loss.accuracies)
+    told = f"told right: {told}" if told else "  ".join(f"{name} {line[name]:.1f}" for name in loss.others)
+    losses = losses_text(line, loss, 3, "  ")
+    return f"epoch {line['epoch']:6.2f}/{epochs}  {losses}  {told}  {images_per_s:.1f} images/s"
 
 
 def losses_text(
     line: dict,  # of the log
+    loss: Loss,  # of the run
     digits: int,  # after the point
     between: str = " ",
 ) -> str:
     "The losses of a line, by name."
-    return between.join(f"{name} {value:.{digits}f}" for name, value in line.items() if name.endswith("_loss"))
+    return between.join(f"{name} {line[name]:.{digits}f}" for name in loss.losses)
 
 
 def bar_text(
     line: dict | None,  # of the log; None before the first
+    loss: Loss,  # of the run
     epochs: int,  # of the whole run
     images_per_s: float,
 ) -> str:  # short enough for a bar beside it on 80 columns
@@ -117,7 +122,7 @@ def bar_text(
     if line is None:
         return "compiling the first step"
     epoch = math.floor(10 * line["epoch"]) / 10
-    return f"epoch {epoch:.1f}/{epochs}  {losses_text(line, 2)} {images_per_s:5.0f} images/s"
+    return f"epoch {epoch:.1f}/{epochs}  {losses_text(line, loss, 2)} {images_per_s:5.0f} images/s"
 
 
 class ShowLines(keras.callbacks.Callback):
@@ -132,7 +137,7 @@ class ShowLines(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         line, now = self.session.latest, time.monotonic()
         if line is not self.said and (line["kind"] == "epoch" or now - self.time >= self.SECONDS):
-            self.session.report(progress_line(line, self.session.config.epochs, self.session.images_per_s))
+            self.session.report(progress_line(line, self.model.loss_row, self.session.config.epochs, self.session.images_per_s))
             self.said, self.time = line, now
 
 # %% ../../nbs/runs/progress.ipynb #79ddea78
@@ -149,10 +154,10 @@ class ShowBar(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.bar.start()
         done, left = self.session.steps_done, self.session.steps_left
-        self.task = self.bar.add_task(bar_text(None, 0, 0), total=done + left, completed=done)
+        self.task = self.bar.add_task(bar_text(None, self.model.loss_row, 0, 0), total=done + left, completed=done)
 
     def on_train_batch_end(self, batch, logs=None):
-        text = bar_text(self.session.latest, self.session.config.epochs, self.session.images_per_s)
+        text = bar_text(self.session.latest, self.model.loss_row, self.session.config.epochs, self.session.images_per_s)
         self.bar.update(self.task, completed=self.session.steps_done, description=text)
 
     def close(self) -> None:

@@ -1,0 +1,170 @@
+"""The rules of the house: small rooms, one direction, one home for each name, the path as it is listed."""
+
+import ast
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = {path.relative_to(ROOT / "nbs").as_posix(): json.loads(path.read_text(encoding="utf-8"))["cells"]
+         for path in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts}
+MODULES = {path.relative_to(ROOT / "facegen_keras").with_suffix("").as_posix().replace("/", "."): path
+           for path in sorted((ROOT / "facegen_keras").rglob("*.py")) if path.stem not in ("_modidx", "__init__")}
+PATH = {"00_story": None, "01_config": "config", "02_toyfaces": "toyfaces", "03_faces": "faces",
+        "04_networks": "networks", "05_losses": "losses", "06_gan": "gan", "07_training": "training",
+        "08_modern": "residual", "09_metrics": "metrics", "10_results": None}
+BESIDE = {"index": None, "cli": "cli", "main": "__main__"}
+WINGS = {"base", "data", "engine", "features", "runs", "measure", "kaggle", "guides"}
+FLOORS = [["base"], ["config"], ["data"], ["toyfaces"], ["faces"], ["losses", "networks"], ["residual"], ["engine"],
+          ["gan"], ["features"], ["runs"], ["training"], ["metrics", "measure"], ["kaggle"], ["cli"], ["__main__"]]
+MIRRORS = {"engine.step_tensorflow", "engine.step_jax"}  # the same functions for two backends
+COMMANDS = {"cli", "kaggle.commands"}  # a command may be called as the function it calls
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def exports(cell):
+    return cell["cell_type"] == "code" and source(cell).startswith("#| export")
+
+
+def words(text):
+    return len(text.split())
+
+
+def most(things, limit):
+    """Those that are larger than allowed: name -> size."""
+    return {name: size for name, size in things.items() if size > limit}
+
+
+def exported_names(path):
+    """`__all__` of a generated module."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
+def imports(module):
+    """The modules of this package that a module imports, at its top or inside a function."""
+    found = set()
+    package = ["facegen_keras", *module.split(".")[:-1]]
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[:len(package) + 1 - node.level] if node.level else []
+            name = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            for each in (name, *(f"{name}.{alias.name}" for alias in node.names)):
+                found.add(each.removeprefix("facegen_keras."))
+    return sorted(found & MODULES.keys() - {module})
+
+
+def floor(module):
+    [found] = [number for number, rooms in enumerate(FLOORS) if module.split(".")[0] in rooms]
+    return found
+
+
+def test_no_module_is_longer_than_400_lines():
+    assert most({name: len(path.read_text().splitlines()) for name, path in MODULES.items()}, 400) == {}
+
+
+def test_no_page_has_more_than_60_cells():
+    assert most({name: len(cells) for name, cells in PAGES.items()}, 60) == {}
+
+
+def test_no_export_cell_has_more_than_60_lines():
+    lines = {f"{name}, cell {number}": len(source(cell).splitlines())
+             for name, cells in PAGES.items() for number, cell in enumerate(cells) if exports(cell)}
+    assert most(lines, 60) == {}
+
+
+def test_most_export_cells_have_fewer_than_20_lines():
+    lines = [len(source(cell).splitlines()) for cells in PAGES.values() for cell in cells if exports(cell)]
+    assert sum(number < 20 for number in lines) > len(lines) / 2
+
+
+def test_imports_lead_down_and_never_in_a_circle():
+    upwards = [(module, used) for module in MODULES for used in imports(module) if floor(used) > floor(module)]
+    assert upwards == []
+    left = {module: set(imports(module)) for module in MODULES}
+    while free := [module for module, used in left.items() if not used & left.keys()]:
+        for module in free:
+            del left[module]
+    assert left == {}, "these import each other"
+
+
+def test_no_name_is_exported_by_two_modules():
+    homes = {}
+    for module, path in MODULES.items():
+        for name in exported_names(path):
+            homes.setdefault(name, set()).add(module)
+    mirrored = set(exported_names(MODULES["engine.step_tensorflow"])) | set(exported_names(MODULES["engine.step_jax"]))
+    for name, modules in homes.items():
+        rest = modules - COMMANDS
+        if name in mirrored or name in ("speed_up", "speed_up_adam"):
+            rest -= MIRRORS
+        assert len(rest) <= 1, f"{name} is exported by {sorted(modules)}"
+
+
+def test_the_path_is_as_listed_and_the_wings_are_folders():
+    top = {name.removesuffix(".ipynb") for name in PAGES if "/" not in name}
+    assert top == PATH.keys() | BESIDE.keys()
+    assert {name.split("/")[0] for name in PAGES if "/" in name} == WINGS
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_exports_the_module_it_is_named_after(name):
+    stem = name.removesuffix(".ipynb")
+    found = [source(cell).split()[-1] for cell in PAGES[name] if source(cell).startswith("#| default_exp")]
+    if stem in PATH | BESIDE:
+        expected = (PATH | BESIDE)[stem]
+    else:
+        expected = None if stem.startswith("guides/") else stem.replace("/", ".")
+    assert found == ([expected] if expected else [])
+    assert expected is None or expected in MODULES
+
+
+def test_every_module_has_a_page():
+    named = {source(cell).split()[-1] for cells in PAGES.values() for cell in cells
+             if source(cell).startswith("#| default_exp")}
+    assert MODULES.keys() == named
+
+
+def test_a_page_begins_with_its_title_and_its_subject():
+    for name, cells in PAGES.items():
+        title, _, rest = source(cells[0]).partition("\n")
+        assert title.startswith("# ") and rest.lstrip().startswith(">"), name
+        assert not any(re.match(r"# \w", source(cell)) for cell in cells[1:] if cell["cell_type"] == "markdown"), \
+            f"{name}: a second title"
+
+
+def test_the_readme_has_at_most_700_words():
+    assert words((ROOT / "README.md").read_text()) <= 700
+
+
+def test_the_page_of_results_is_short():
+    cells = PAGES["10_results.ipynb"]
+    assert len(cells) <= 25
+    assert sum(words(source(cell)) for cell in cells if cell["cell_type"] == "markdown") <= 1500
+
+
+def test_hidden_cells_are_short():
+    """What hides more than a few lines of plotting hides what a reader came for."""
+    lines = {f"{name}, cell {number}": len(source(cell).splitlines()) for name, cells in PAGES.items()
+             for number, cell in enumerate(cells) if source(cell).startswith("#| hide") and ".plot(" in source(cell)}
+    assert most(lines, 10) == {}
+
+
+def test_the_catch_is_told_once_a_page():
+    for name, cells in PAGES.items():
+        told = sum(source(cell).lower().count("the catch") for cell in cells if cell["cell_type"] == "markdown")
+        assert told <= 1, f"{name}: {told} times"
+
+
+def test_the_floors_name_every_room_once():
+    rooms = [room for each in FLOORS for room in each]
+    assert len(rooms) == len(set(rooms)) and {module.split(".")[0] for module in MODULES} == set(rooms)
+    assert all(set(lower).isdisjoint(upper) for lower, upper in pairwise(FLOORS))
