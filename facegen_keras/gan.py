@@ -48,7 +48,7 @@ def generate_faces(
                for start in range(0, len(latents), batch_size))
     return np.concatenate([to_pixels(ops.convert_to_numpy(batch)) for batch in batches])
 
-# %% ../nbs/06_gan.ipynb #00146e5a
+# %% ../nbs/06_gan.ipynb #8dc6a00f
 MAKERS = {"dcgan": {"generator": make_generator, "discriminator": make_discriminator},
           "residual": {"generator": make_residual_generator, "discriminator": make_residual_discriminator,
                        "encoder": make_residual_encoder}}
@@ -71,7 +71,7 @@ def make_network(
         norm.synchronized = backend.num_replicas() > 1
     return network
 
-
+# %% ../nbs/06_gan.ipynb #00146e5a
 def make_networks(config: RunConfig) -> tuple[keras.Model, keras.Model]:  # generator, second network
     "Fresh networks for a run; the weights are a function of `config.seed`."
     keras.utils.set_random_seed(config.seed)
@@ -116,7 +116,7 @@ def with_input_noise(
         return images
     return add_input_noise(images, noise_std, seed_generator, backend.own_rows(keras.random.normal))
 
-# %% ../nbs/06_gan.ipynb #f074cf33
+# %% ../nbs/06_gan.ipynb #5d1f4abe
 def update_networks(
     gan: "FaceGAN",
     real_images,  # (B, S, S, 3) float32 in [-1, 1]
@@ -130,7 +130,7 @@ def update_networks(
     return update(gan.generator, gan.second, gan.g_optimizer, gan.d_optimizer, real_images, latents,
                   *(numbers[name]() for name in gan.loss_row.inputs))
 
-
+# %% ../nbs/06_gan.ipynb #f074cf33
 def second_network(gan: "FaceGAN", kind: str) -> keras.Model:
     "The network beside the generator, by its right name; `AttributeError` if it is of another kind."
     if gan.loss_row.second != kind:

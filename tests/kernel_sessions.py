@@ -1,14 +1,33 @@
 """Sessions on Kaggle, acted out in an instant, for a server that speaks as Kaggle does."""
 
+import contextlib
 import hashlib
 import json
+import os
 import re
 import time
+from unittest import mock
+
+from kaggle_server import KaggleServer
 
 from facegen_keras.kaggle.session import SUMS
 
 REF = "me/face-gan-celeba"
 DATASET = "greg115/celebrities-100k"
+
+
+@contextlib.contextmanager
+def pretend_kaggle(execute=None):
+    """A server that is this process's only Kaggle; its sessions are played by `execute`, if given."""
+    with KaggleServer(execute, {DATASET: {"100k.txt": b""}}) as server, mock.patch.dict(os.environ, server.environment()):
+        yield server
+
+
+def pushed(server):
+    """A version with a session that waits for a machine, as a push leaves it."""
+    notebook = json.dumps({"metadata": {"kernelspec": {"name": "python3"}}})
+    about = {"kernelType": "notebook", "machineShape": "NvidiaTeslaT4", "datasetDataSources": [DATASET]}
+    return server.SaveKernel({"slug": REF, "newTitle": REF.split("/")[1], "text": notebook, **about})["versionNumber"]
 
 
 def left_behind(epoch, step=0, state="paused", reason="the time is used up"):
@@ -46,3 +65,12 @@ def one_epoch_each(epochs, seconds=0.0):
         return "COMPLETE", left_behind(epoch, 0, *state), f"epoch {epoch}/{epochs}\n"
 
     return execute
+
+
+def with_sessions(honest, special):
+    """An `execute` as `honest`, but for the sessions in `special`: number -> what it returns."""
+    special = dict(special)
+    return lambda version, mounts: special.pop(version.number, None) or honest(version, mounts)
+
+
+DIED = ("ERROR", {}, "epoch 1.7/3\n")

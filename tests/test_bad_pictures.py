@@ -20,7 +20,7 @@ from bad_pictures import BAD, GOOD, HTML, JPEG, make_bad_folder, noise, part, sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facegen_keras.cli import check as check_module
+from facegen_keras.data import check as check_module
 
 from facegen_keras.data import sources as sources_module
 
@@ -32,7 +32,7 @@ from facegen_keras.data.sources import FolderSource, ZipSource, list_endings, ot
 from facegen_keras.faces import epoch_order, load_faces, require_readable
 from facegen_keras.toyfaces import DrawnSource
 
-CHECK = "import json, sys; from facegen_keras.faces import *; print(json.dumps(check_faces(load_faces(sys.argv[1]))))"
+CHECK = "import json, sys; from facegen_keras.faces import load_faces; from facegen_keras.data.check import check_faces; print(json.dumps(check_faces(load_faces(sys.argv[1]))))"
 CHANGED = "changed since it was checked"
 
 

@@ -224,7 +224,10 @@ def test_check_shows_a_bar_on_a_terminal(tmp_path):
     os.close(terminal)
 
 
-@pytest.mark.parametrize("arguments", [["sample", "nowhere"], ["check", "nowhere"], ["nonsense"]])
+OTHERS = [["sample", "nowhere"], ["evaluate", "nowhere", "--count", "500"], ["check", "nowhere"], ["nonsense"]]
+
+
+@pytest.mark.parametrize("arguments", OTHERS)
 def test_other_commands_refuse_in_one_line(facegen, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     outcome = facegen(*arguments)

@@ -18,8 +18,10 @@ from facegen_keras.runs.checkpoint import checkpoints
 from facegen_keras.runs.folder import Run
 from facegen_keras.base.errors import InputError
 from facegen_keras.config import RunConfig
+from facegen_keras.engine.backend import backend
 from facegen_keras.engine.encoder import (
-    DETAIL, PIXEL_STD, SLACK, Chain, NoisyDensity, decoder, fit_chain, sample_codes, variational_loss)
+    DETAIL, PIXEL_STD, SLACK, Chain, NoisyDensity, choose_component, decoder, fit_chain, sample_codes,
+    variational_loss)
 from facegen_keras.faces import load_faces
 from facegen_keras.gan import FaceGAN
 from facegen_keras.training import train
@@ -76,6 +78,19 @@ def test_the_loss_is_what_its_page_says():
     fine = errors - (sums / neighbours).transpose(0, 2, 3, 1)
     by_hand = 0.5 * (errors**2 + DETAIL * fine**2).sum((1, 2, 3)).mean()
     assert error == pytest.approx(by_hand, rel=0.02)
+
+
+@pytest.mark.parametrize("shares", [[[1.0, 0.0]], [[0.0, 1.0]], [[1e-30, 1.0]]])
+def test_a_share_of_zero_leaves_numbers_and_gradients_finite(shares):
+    shares, latents = keras.Variable(shares), keras.Variable([-8.0, -1.0, 0.0, 1.0, 8.0])
+
+    def total():
+        chosen, left = choose_component(latents, shares)
+        return keras.ops.sum(left), chosen, left
+
+    (chosen, left), [gradients] = backend.differentiate(total, [[shares, latents]])
+    assert np.array_equal(arrays([chosen])[0].sum(1), np.ones(5))
+    assert all(np.isfinite(array).all() for array in arrays([left, *gradients]))
 
 
 def test_both_backends_make_the_same_updates():

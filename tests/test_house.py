@@ -12,11 +12,11 @@ ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT / "nbs").as_posix(): json.loads(path.read_text(encoding="utf-8"))["cells"]
          for path in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts}
 MODULES = {path.relative_to(ROOT / "facegen_keras").with_suffix("").as_posix().replace("/", "."): path
-           for path in sorted((ROOT / "facegen_keras").rglob("*.py")) if path.stem not in ("_modidx", "__init__")}
+           for path in sorted((ROOT / "facegen_keras").rglob("*.py")) if path.stem != "_modidx" and path != ROOT / "facegen_keras" / "__init__.py" and path.read_text()}
 PATH = {"00_story": None, "01_config": "config", "02_toyfaces": "toyfaces", "03_faces": "faces",
         "04_networks": "networks", "05_losses": "losses", "06_gan": "gan", "07_training": "training",
         "08_modern": "residual", "09_metrics": "metrics", "10_results": None}
-BESIDE = {"index": None, "cli": "cli", "main": "__main__"}
+BESIDE = {"index": "__init__", "cli": "cli", "main": "__main__"}
 WINGS = {"base", "data", "engine", "features", "runs", "measure", "kaggle", "guides"}
 FLOORS = [["base"], ["config"], ["data"], ["toyfaces"], ["faces"], ["losses", "networks"], ["residual"], ["engine"],
           ["gan"], ["features"], ["runs"], ["training"], ["metrics", "measure"], ["kaggle"], ["cli"], ["__main__"]]
@@ -30,6 +30,10 @@ def source(cell):
 
 def exports(cell):
     return cell["cell_type"] == "code" and source(cell).startswith("#| export")
+
+
+def code_lines(cell):
+    return sum(not line.startswith("#|") for line in source(cell).splitlines())
 
 
 def words(text):
@@ -76,13 +80,13 @@ def test_no_page_has_more_than_60_cells():
 
 
 def test_no_export_cell_has_more_than_60_lines():
-    lines = {f"{name}, cell {number}": len(source(cell).splitlines())
+    lines = {f"{name}, cell {number}": code_lines(cell)
              for name, cells in PAGES.items() for number, cell in enumerate(cells) if exports(cell)}
     assert most(lines, 60) == {}
 
 
 def test_most_export_cells_have_fewer_than_20_lines():
-    lines = [len(source(cell).splitlines()) for cells in PAGES.values() for cell in cells if exports(cell)]
+    lines = [code_lines(cell) for cells in PAGES.values() for cell in cells if exports(cell)]
     assert sum(number < 20 for number in lines) > len(lines) / 2
 
 
@@ -124,13 +128,13 @@ def test_a_page_exports_the_module_it_is_named_after(name):
     else:
         expected = None if stem.startswith("guides/") else stem.replace("/", ".")
     assert found == ([expected] if expected else [])
-    assert expected is None or expected in MODULES
+    assert expected in (None, "__init__") or expected in MODULES
 
 
 def test_every_module_has_a_page():
     named = {source(cell).split()[-1] for cells in PAGES.values() for cell in cells
              if source(cell).startswith("#| default_exp")}
-    assert MODULES.keys() == named
+    assert MODULES.keys() | {"__init__"} == named
 
 
 def test_a_page_begins_with_its_title_and_its_subject():

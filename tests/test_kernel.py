@@ -12,21 +12,19 @@ from pathlib import Path
 
 import pytest
 from kaggle_server import KaggleServer, faults
-from kernel_sessions import DATASET, REF, begin_of, left_behind, one_epoch_each
+from kernel_sessions import DATASET, DIED, REF, begin_of, left_behind, one_epoch_each
+from kernel_sessions import with_sessions as sessions_but
 
-from facegen_keras.kaggle import chain as chain_module
-
-from facegen_keras.kaggle import service as service_module
-
-from facegen_keras.kaggle import session as session_module
-from facegen_keras.cli import main
 from facegen_keras.base.errors import InputError
+from facegen_keras.cli import main
+from facegen_keras.kaggle import chain as chain_module
+from facegen_keras.kaggle import service as service_module
+from facegen_keras.kaggle import session as session_module
 from facegen_keras.kaggle.chain import SessionChain, run_chain
-from facegen_keras.kaggle.service import Kaggle, KaggleTrouble
-from facegen_keras.kaggle.session import Job
-from facegen_keras.kaggle.notebook import build
+from facegen_keras.kaggle.notebook import build, check_folder, find_job
 from facegen_keras.kaggle.push import push
-from facegen_keras.kaggle.service import pull
+from facegen_keras.kaggle.service import Kaggle, KaggleTrouble, pull
+from facegen_keras.kaggle.session import Job
 
 SCRIPT = Path(__file__).parent / "followed_chain.py"
 FAST = dict(every=0.02, patience=0.3)
@@ -84,6 +82,51 @@ def test_build_needs_no_credentials_and_makes_the_same_bytes(tmp_path, capfd, mo
         assert facegen(capfd, "kernel", "build", "--folder", name, "--set", "epochs=3")[0] == 0
     contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert contents[0] == contents[1] and set(contents[0]) == {"facegen.ipynb", "kernel-metadata.json"}
+
+
+WRONG = {"machine_shap": ({"machine_shap": 1}, "machine_shap"), "title": ({"title": "other"}, "title"),
+         "id": ({"id": "me"}, "id: expected owner/name"), "id_no": ({"id_no": 3}, "got 'id_no'"),
+         "dataset": ({"dataset_sources": ["datasets/me/x"]}, "dataset_sources")}
+
+
+@pytest.mark.parametrize("change, said", WRONG.values(), ids=WRONG)
+def test_what_kaggle_would_pass_over_is_found_in_the_folder(folder, change, said):
+    about = json.loads((folder / "kernel-metadata.json").read_text())
+    (folder / "kernel-metadata.json").write_text(json.dumps(about | change))
+    with pytest.raises(InputError, match=said):
+        check_folder(folder)
+
+
+def test_a_folder_that_lacks_something_or_holds_something_else_is_refused(folder, tmp_path):
+    (folder / "diary.txt").touch()
+    with pytest.raises(InputError, match="which holds diary.txt"):
+        build(folder, Job())
+    (folder / "facegen.ipynb").write_text('{"metadata": {}}')
+    with pytest.raises(InputError, match="kernelspec"):
+        check_folder(folder)
+    with pytest.raises(InputError, match="make it with facegen kernel build"):
+        check_folder(tmp_path / "nowhere")
+
+
+def as_before_the_move(folder):
+    """The notebook of a folder as it was built when the kernel was one module."""
+    path = folder / "facegen.ipynb"
+    old = path.read_text().replace("from facegen_keras.kaggle import session", "from facegen_keras import kernel")
+    path.write_text(old.replace("job = session.Job(", "job = kernel.Job(").replace("session.begin_session", "kernel.begin_session"))
+    return path.read_text()
+
+
+def test_a_folder_that_was_built_before_the_kernel_was_a_wing_is_read(server, tmp_path):
+    job = Job(settings={"epochs": 3}, hours=2, begin=(1, 2), session=2)
+    build(tmp_path / "kernel", job, "me")
+    text = as_before_the_move(tmp_path / "kernel")
+    assert "session.Job" not in text and find_job(text) == job
+    build(tmp_path / "kernel", Job(settings={"epochs": 2}), "me")
+    as_before_the_move(tmp_path / "kernel")
+    server.execute, lines = one_epoch_each(2), []
+    push_once(tmp_path / "kernel")
+    assert chain(tmp_path / "kernel", lines) == "done" and len(server.kernels[REF]) == 2
+    assert f"version 1 of {REF} is there already: going on from it" in lines
 
 
 def test_push_without_credentials_says_where_they_go(tmp_path, capfd, monkeypatch):
@@ -230,11 +273,11 @@ def fetch_all(folder, lines=None):
     pull(Kaggle(), REF, 1, folder, (lines if lines is not None else []).append)
 
 
-def test_450_files_come_home_and_only_what_is_missing_is_fetched_again(server, ended, tmp_path):
-    ended(**{f"pictures/{number:03d}.png": bytes([number % 256]) for number in range(450)})
+def test_two_pages_of_files_come_home_and_only_what_is_missing_is_fetched_again(server, ended, tmp_path):
+    ended(**{f"pictures/{number:03d}.png": bytes([number % 256]) for number in range(210)})
     fetch_all(tmp_path / "home")
-    assert sum(path.is_file() for path in (tmp_path / "home").rglob("*")) == 454
-    assert (tmp_path / "home/pictures/449.png").read_bytes() == bytes([449 % 256])
+    assert sum(path.is_file() for path in (tmp_path / "home").rglob("*")) == 214
+    assert (tmp_path / "home/pictures/209.png").read_bytes() == bytes([209])
     (tmp_path / "home/run/status.json").write_text("damaged")
     server.requests.clear()
     fetch_all(tmp_path / "home")
@@ -354,12 +397,8 @@ def test_a_chain_goes_on_until_all_epochs_are_trained(server, tmp_path):
 
 
 def with_sessions(server, *special):
-    """The honest sessions, but for some of them: number -> what it returns, or None for honesty."""
-    honest, special = one_epoch_each(3), dict(special)
-    server.execute = lambda version, mounts: special.pop(version.number, honest(version, mounts))
-
-
-DIED = ("ERROR", {}, "epoch 1.7/3\n")
+    """The honest sessions, but for some of them: number, what it returns."""
+    server.execute = sessions_but(one_epoch_each(3), special)
 
 
 def test_a_session_that_dies_without_output_costs_that_session(server, tmp_path):
@@ -416,7 +455,7 @@ def test_a_session_that_got_no_further_counts_as_nothing(server, tmp_path):
 
 def test_a_session_that_somebody_has_stopped_stops_the_chain(server, tmp_path):
     with_sessions(server, (2, ("CANCEL_ACKNOWLEDGED", {}, "")))
-    assert chain(tmp_path / "kernel").startswith("session 2 cancelled: somebody has stopped it")
+    assert chain(tmp_path / "kernel").startswith("session 2 cancelled: it was stopped on")
     assert pushes(server) == 2
 
 
@@ -518,6 +557,21 @@ def test_other_settings_do_not_get_into_a_chain(server, tmp_path):
     assert begin_of(server.kernels[REF][2]) == (2, 0) and "'hours': 2" in server.kernels[REF][2].text
 
 
+def test_the_record_keeps_what_it_is_told_and_takes_no_other_training(tmp_path):
+    record = SessionChain(tmp_path)
+    record.begin(REF, Job(settings={"epochs": 60}))
+    record.sessions.append({"number": 1, "outcome": None})
+    record.note(record.sessions[0], outcome="finished")
+    assert SessionChain(tmp_path).sessions == [{"number": 1, "outcome": "finished"}]
+    record.change(Job(settings={"epochs": 60}, hours=3))
+    assert record.record["job"]["hours"] == 3 and record.sessions[0]["outcome"] == "finished"
+    for other in ({"settings": {"epochs": 59}}, {"settings": {"width": 32}}, {"slug": "other-name"}, {"preset": "demo"}):
+        with pytest.raises(InputError, match="with which this chain was begun"):
+            record.change(Job(**other))
+    record.change(Job(settings={"epochs": 80}))
+    assert record.sessions[0]["outcome"] == "paused"
+
+
 def test_what_was_built_is_what_is_run(server, tmp_path, capfd):
     server.execute = one_epoch_each(1)
     build(tmp_path / "kernel", Job(settings={"epochs": 1, "width": 32}, hours=3))
@@ -576,7 +630,7 @@ def test_two_who_follow_one_chain_are_one_too_many(server, tmp_path):
                              stdout=subprocess.PIPE, text=True)
     while "version 1" not in first.stdout.readline():
         assert first.poll() is None
-    with pytest.raises(InputError, match="a chain that nobody else follows"):
+    with pytest.raises(InputError, match="a chain that no other process follows"):
         chain(tmp_path / "kernel")
     first.kill()
     first.communicate()

@@ -8,15 +8,13 @@ from kaggle_server import KaggleServer
 from kernel_sessions import DATASET, REF
 
 from facegen_keras import RunConfig
-
 from facegen_keras.kaggle import session as session_module
-from facegen_keras.runs.checkpoint import checkpoints
-from facegen_keras.runs.folder import Run
 from facegen_keras.kaggle.chain import SessionChain, run_chain
-from facegen_keras.kaggle.notebook import TRIAL, lay_out, run_notebook
+from facegen_keras.kaggle.notebook import TRIAL, build, lay_out, run_notebook
 from facegen_keras.kaggle.service import Kaggle
 from facegen_keras.kaggle.session import Job
-from facegen_keras.kaggle.notebook import build
+from facegen_keras.runs.checkpoint import checkpoints
+from facegen_keras.runs.folder import Run
 from facegen_keras.training import train
 
 pytest.importorskip("nbclient")

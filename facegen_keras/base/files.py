@@ -22,7 +22,7 @@ def write_file(
     temporary = path.with_name(path.name + ".part")
     try:
         temporary.unlink(missing_ok=True)  # of a process that was killed
-        with open(temporary, "xb") as file:  # x: never through a link that somebody has put there
+        with open(temporary, "xb") as file:  # x: never through a link of that name
             write(file) if callable(write) else file.write(write)
             file.flush()
             os.fsync(file.fileno())
@@ -37,7 +37,7 @@ def write_file(
             temporary.unlink(missing_ok=True)
         raise
 
-
+# %% ../../nbs/base/files.ipynb #4ad2533c
 def sync(
     path: Path,  # a file or a folder
 ) -> None:

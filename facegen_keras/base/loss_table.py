@@ -11,7 +11,7 @@ import math
 
 from .settings import Rule, whole_number
 
-# %% ../../nbs/base/loss_table.ipynb #c7c34700
+# %% ../../nbs/base/loss_table.ipynb #9990f6e9
 @dataclasses.dataclass(frozen=True)
 class Need:
     "What a setting has to be with a loss."
@@ -21,7 +21,7 @@ class Need:
     because: str  # completes "expected ... with loss=NAME"
     remedy: str  # what to do, as an imperative
 
-
+# %% ../../nbs/base/loss_table.ipynb #c7c34700
 @dataclasses.dataclass(frozen=True)
 class Loss:
     "One row of the table."
@@ -37,7 +37,7 @@ class Loss:
     undecided: float | None = None  # nats: each loss when real and generated images cannot be told apart
     most: float = 1e4  # a larger loss means that training has diverged
     no_float16: tuple[str, ...] = ()  # networks that stay in float32 where others use float16
-    needs: tuple[Need, ...] = ()  # settings that it does not go without
+    needs: tuple[Need, ...] = ()  # what other settings have to be
 
     @property
     def logged(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['any_text', 'optional_count', 'Rule', 'setting', 'is_number', 'one_of', 'whole_number', 'between', 'number_from',
-           'number_range', 'first_and_last', 'is_pair', 'plain_value', 'Settings']
+           'is_pair', 'number_range', 'first_and_last', 'plain_value', 'Settings']
 
 # %% ../../nbs/base/settings.ipynb #81e6582d
 import dataclasses
@@ -23,12 +23,12 @@ class Rule:
 
 
 def setting(
-    default,  # the value in force when nobody sets it
+    default,  # the value unless the user sets another
     meaning: str,  # what it is, with its unit
     rule: Rule,  # what is allowed
     source: str,  # A: article's text, N: article's notebook, P: this project
 ) -> dataclasses.Field:  # a dataclass field that carries all four
-    "A field of `RunConfig`."
+    "A field of a class of `Settings`."
     return dataclasses.field(default=default, metadata=dict(meaning=meaning, rule=rule, source=source))
 
 # %% ../../nbs/base/settings.ipynb #fe6ac39b
@@ -59,6 +59,10 @@ def number_from(low: float, high: float) -> Rule:
     return Rule(f"a number from {low:g} up to, but not, {high:g}",
                 lambda value: is_number(value) and low <= value < high)
 
+# %% ../../nbs/base/settings.ipynb #2b1f8145
+def is_pair(value) -> bool:  # a tuple of two numbers
+    return type(value) is tuple and len(value) == 2 and all(map(is_number, value))
+
 
 def number_range(low: float, high: float) -> Rule:
     "A pair of numbers in order, such as (0.9, 1.0)."
@@ -70,10 +74,6 @@ def first_and_last(high: float) -> Rule:
     "Where a schedule begins and where it ends."
     return Rule(f"two numbers first,last above 0 and below {high:g}, or 0,0",
                 lambda value: is_pair(value) and (value == (0, 0) or all(0 < number < high for number in value)))
-
-
-def is_pair(value) -> bool:  # a tuple of two numbers
-    return type(value) is tuple and len(value) == 2 and all(map(is_number, value))
 
 # %% ../../nbs/base/settings.ipynb #1f45fc7f
 any_text = Rule("a text that is not empty", lambda value: type(value) is str and value != "")

@@ -72,6 +72,7 @@ def symmetric(
     "A smooth outline with both sides alike."
     return smooth_outline([*right_half, *flip(np.array(right_half[::-1]))])
 
+# %% ../../nbs/data/canvas.ipynb #162dbc78
 def ring(
     outline: np.ndarray,  # (N,) complex outer edge
     thickness: float,     # as a share of the distance to the middle

@@ -87,7 +87,7 @@ def open_cache() -> sqlite3.Connection:
             if is_damage(error):
                 cache_file().unlink()
             return connect(cache_file())
-    except (sqlite3.Error, OSError, RuntimeError):  # RuntimeError: nobody knows the home folder
+    except (sqlite3.Error, OSError, RuntimeError):  # RuntimeError: the home folder is unknown
         return connect(":memory:")
 
 # %% ../../nbs/data/check.ipynb #0a7ab7a4
@@ -162,7 +162,7 @@ def find_duplicates(
 
 # %% ../../nbs/data/check.ipynb #f2434a78
 def check_faces(
-    faces,  # `Faces`, to be read from end to end; from now on, files that change are not read
+    faces,  # `Faces` of 03_faces, read from end to end; from now on, files that change are not read
     progress=None,  # called with (pictures done, pictures in all) after each block
     duplicates: bool = True,  # also name what has the same bytes as an earlier picture?
 ) -> dict[str, str]:  # name -> reason, in order of names

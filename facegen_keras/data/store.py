@@ -30,8 +30,8 @@ MOST_MEMORY = 1_000_000_000  # bytes; 20,000 faces of 128 pixels: a machine with
 LEAST_FREE = 2_000_000_000  # bytes that stay free on the disk: a run's checkpoints need room
 
 
-def nameless_file():  # `OSError` if none can be made, `RuntimeError` if nobody knows the home folder
-    "A file in the cache folder that is gone as soon as nobody has it open."
+def nameless_file():  # `OSError` if none can be made, `RuntimeError` if the home folder is unknown
+    "A file in the cache folder that is gone as soon as it is closed."
     cache_folder().mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryFile(dir=cache_folder(), buffering=0)
 

@@ -11,7 +11,7 @@ import keras
 from ..config import RunConfig
 from .backend import backend
 
-# %% ../../nbs/engine/optimizers.ipynb #0cf2f66a
+# %% ../../nbs/engine/optimizers.ipynb #a1808b37
 def schedule(
     first: float,
     last: float,
@@ -28,7 +28,7 @@ def at_step(value, step):  # scalar
     "A schedule's value after so many steps."
     return value(step) if callable(value) else value
 
-
+# %% ../../nbs/engine/optimizers.ipynb #0cf2f66a
 class AnnealedAdam(keras.optimizers.Adam):
     "Adam whose beta_2 may follow a schedule, as its step size may in Keras."
 
@@ -60,7 +60,7 @@ def make_adam(
 
 # %% ../../nbs/engine/optimizers.ipynb #9c30d3fe
 class BothOptimizers:
-    "The two optimizers, for whoever wants to know all their variables."
+    "Two optimizers that are asked for all their variables at once."
 
     built = True
 

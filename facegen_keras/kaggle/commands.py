@@ -24,11 +24,9 @@ def kernel():
 
 
 def folder_option(command):
+    "The folder of the kernel."
     return click.option(
-        "--folder",
-        type=click.Path(path_type=Path, file_okay=False),
-        default="kernel",
-        show_default=True,
+        "--folder", type=click.Path(path_type=Path, file_okay=False), default="kernel", show_default=True,
         help="Holds what is pushed, and what comes back.",
     )(command)
 
@@ -46,25 +44,24 @@ def job_options(command):
         command = option(command)
     return command
 
-
-def job_fields(given: dict) -> dict:
+# %% ../../nbs/kaggle/commands.ipynb #a6e2b8ed
+def job_fields(
+    given: dict,  # option -> value; None or () where it was not given
+) -> dict:  # fields of a Job
     "Those options of a job that were given."
     given = {name: value for name, value in given.items() if value not in (None, ())}
     return {**given, "settings": parse_settings(given["settings"])} if "settings" in given else given
 
 
-def read_folder(folder: Path) -> str:  # owner/slug
+def read_folder(
+    folder: Path,  # of a kernel
+) -> str:  # owner/slug
     "The kernel that a folder is about, with the account's name in it."
     from facegen_keras.kaggle.notebook import NOBODY, check_folder
-
     ref = check_folder(folder)[0]["id"]
     if ref.startswith(NOBODY + "/"):
-        raise input_error(
-            str(folder),
-            "a kernel that was pushed",
-            "one that was only built",
-            "push it first: facegen kernel push, or run",
-        )
+        raise input_error(str(folder), "a kernel that was pushed", "one that was only built",
+                          "push it first: facegen kernel push, or run")
     return ref
 
 # %% ../../nbs/kaggle/commands.ipynb #09825aee
@@ -73,8 +70,8 @@ def read_folder(folder: Path) -> str:  # owner/slug
 @job_options
 def build(folder, **given):
     "Write the notebook, with the package inside, and its metadata."
-    from facegen_keras.kaggle.session import Job
     from facegen_keras.kaggle.notebook import build as build_folder
+    from facegen_keras.kaggle.session import Job
     build_folder(folder, Job(**job_fields(given)))
     click.echo(f"{folder / 'facegen.ipynb'}: try it with facegen kernel try, train it with facegen kernel run")
 
@@ -103,9 +100,8 @@ def try_(folder):
 def push(folder):
     "Push the folder once: one session."
     from facegen_keras.kaggle.notebook import NOBODY, check_folder, read_job
-    from facegen_keras.kaggle.service import Kaggle
     from facegen_keras.kaggle.push import push as push_folder
-
+    from facegen_keras.kaggle.service import Kaggle
     about, job = check_folder(folder)[0], read_job(folder)
     account = Kaggle()
     if about["id"].startswith(NOBODY + "/"):
@@ -120,11 +116,10 @@ def push(folder):
 def status(folder):
     "What Kaggle says of the kernel's newest version."
     from facegen_keras.kaggle.service import Kaggle, describe_kernel
-
     ref = read_folder(folder)
     describe_kernel(Kaggle(), ref, click.echo)
 
-
+# %% ../../nbs/kaggle/commands.ipynb #ea0024c9
 @kernel.command()
 @folder_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where to.  [default: FOLDER/output]")
@@ -132,17 +127,12 @@ def pull(folder, out):
     "Bring the newest version's output home."
     from facegen_keras.kaggle.service import IN_WORDS, RUNNING, Kaggle, newest_version, session_status
     from facegen_keras.kaggle.service import pull as pull_output
-
     ref, account = read_folder(folder), Kaggle()
     version = newest_version(account, ref)[0]
     state = session_status(account, ref, version)[0] if version else ""
     if not version or state in RUNNING:
-        raise input_error(
-            "facegen kernel pull",
-            f"a version of {ref} whose session has ended",
-            f"version {version}, which {IN_WORDS[state]}" if version else "none",
-            "wait for it, or push it",
-        )
+        raise input_error("facegen kernel pull", f"a version of {ref} whose session has ended",
+                          f"version {version}, which {IN_WORDS[state]}" if version else "none", "wait for it, or push it")
     pull_output(account, ref, version, out or folder / "output", click.echo)
 
 
@@ -154,7 +144,6 @@ def run(folder, **given):
     from facegen_keras.kaggle.chain import run_chain
     from facegen_keras.kaggle.service import Kaggle
     from facegen_keras.kaggle.session import Job
-
     fields = job_fields(given)
     Job(**fields)  # a wrong option is answered before Kaggle is asked
     reason = run_chain(folder, fields, Kaggle(), click.echo)

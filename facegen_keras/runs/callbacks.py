@@ -110,7 +110,7 @@ class WriteLog(keras.callbacks.Callback):
             "images_per_s": round(session.images_per_s, 2)})
         self.timed_step, self.time = session.steps_done, now
 
-
+# %% ../../nbs/runs/callbacks.ipynb #fe648eeb
 def weights_are_finite(gan: FaceGAN) -> bool:
     "Whether every weight and moving statistic of both networks is a number; one answer from the device."
     variables = gan.generator.variables + gan.second.variables
@@ -132,7 +132,7 @@ def restore(gan: FaceGAN, session: Session) -> bool:  # False: there is no check
     settle_log(session, place)
     return True
 
-
+# %% ../../nbs/runs/callbacks.ipynb #994727c9
 def settle_log(session: Session, place: Place) -> None:
     "Ends the log where a checkpoint is, with the records of all recoveries that led there."
     run, log = session.run, session.run.directory / "log.jsonl"
@@ -301,7 +301,7 @@ class SaveState(keras.callbacks.Callback):
                 session.report(f"{disk_trouble(error)}: going on; a kill now would lose what came after {place}")
             self.last = time.monotonic()
 
-
+# %% ../../nbs/runs/callbacks.ipynb #7f7851a8
 def save(
     gan: FaceGAN,
     session: Session,
@@ -319,18 +319,11 @@ def save(
             return place
         path = save_checkpoint(gan, run.directory / "checkpoints", place)
         note_unreadable(session)
-    run.append(
-        "speed.jsonl",
-        {
-            "kind": "save",
-            "step": session.steps_done,
-            "bytes": path.stat().st_size,
-            "seconds": round(session.seconds["save"], 4),
-        },
-    )
+    run.append("speed.jsonl", {"kind": "save", "step": session.steps_done, "bytes": path.stat().st_size,
+                               "seconds": round(session.seconds["save"], 4)})
     return place
 
-
+# %% ../../nbs/runs/callbacks.ipynb #e9eab917
 def newest_place(run: Run) -> tuple[int, ...]:  # (): there is none
     "(epoch, step) of the newest checkpoint on disk."
     saved = checkpoints(run.directory / "checkpoints")

@@ -79,7 +79,7 @@ def refuse_another_generator(theirs: RunConfig, config: RunConfig) -> None:
             raise input_error(f"{name}, {begins}", repr(getattr(theirs, name)), getattr(config, name),
                               f"set {name} as in that run")
 
-
+# %% ../../nbs/runs/start.ipynb #31677597
 def begin_with_another(
     gan: FaceGAN,  # fresh
     batches,  # of (B, S, S, 3) uint8 faces; used only if the other run has an encoder

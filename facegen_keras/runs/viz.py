@@ -118,7 +118,7 @@ def timelapse(
                      comment=GENERATED.encode())
     return buffer.getvalue()
 
-
+# %% ../../nbs/runs/viz.ipynb #99f35b68
 def captioned(
     frame: np.ndarray,  # (H, W, 3) uint8
     caption: str,
