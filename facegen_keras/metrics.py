@@ -41,13 +41,13 @@ class Digest(NamedTuple):
             return {name: cut(each) for name, each in part.items()} if isinstance(part, dict) else part[which::2]
         return Digest(*(part if part is None else cut(part) for part in self))
 
-
+# %% ../nbs/09_metrics.ipynb #e3ea8242
 def digest_images(
     images: np.ndarray,  # (N, S, S, 3) uint8
     network: RandomFeatures,
     reader: ModeReader | None,
     num_patches: int,  # of a picture
-    tick,  # called with the number of pictures done
+    tick=lambda count: None,  # called with the number of pictures done
 ) -> Digest:
     "Reads a set of pictures."
     places = iter(np.random.default_rng(0).random((len(images), num_patches, 2)))
@@ -193,7 +193,7 @@ def circumstances(network: RandomFeatures, reader: ModeReader | None) -> dict:
         },
     }
 
-
+# %% ../nbs/09_metrics.ipynb #264e1676
 def metrics_table(
     record: dict,  # of `evaluate`
 ) -> str:  # a line a metric

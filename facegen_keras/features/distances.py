@@ -6,10 +6,10 @@
 __all__ = ['PATCH', 'NUM_PATCHES', 'MOST_PATCHES', 'THUMBNAIL', 'LAYOUT', 'MOST_AXES', 'SCALE_WEIGHTS', 'WINDOW',
            'frechet_distance', 'kernel_distance', 'smooth_images', 'laplacian_pyramid', 'sample_patches',
            'sliced_wasserstein', 'distance_blocks', 'neighbour_radii', 'neighbourhoods', 'box_mean', 'thumbnails',
-           'nearest_distances', 'copying', 'layouts', 'layout_distance', 'multiscale_ssim', 'pair_scores']
+           'nearest_distances', 'copying', 'layouts', 'layout_distance', 'window_means', 'halved_maps',
+           'multiscale_ssim', 'pair_scores']
 
 # %% ../../nbs/features/distances.ipynb #ea7d5589
-from keras import ops
 import numpy as np
 
 # %% ../../nbs/features/distances.ipynb #7e83e365
@@ -213,7 +213,7 @@ def layouts(
     grey -= grey.mean(1, keepdims=True)
     return grey / np.maximum(grey.std(1, keepdims=True), 1.0)
 
-
+# %% ../../nbs/features/distances.ipynb #9113ce72
 def layout_distance(
     one: np.ndarray,  # (N, 256) float32 layouts: judged
     other: np.ndarray,  # (M, 256) float32 layouts: real
@@ -229,6 +229,26 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al., from fi
 WINDOW = 11  # pixels
 
 
+def window_means(
+    maps: np.ndarray,  # (B, 3, S, S) float32
+) -> np.ndarray:  # (B, 3, S - 10, S - 10) float32
+    "The mean in each window of 11 by 11 pixels, weighted by a bell."
+    bell = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * 1.5**2))
+    places = np.arange(maps.shape[-1] - WINDOW + 1)
+    band = np.zeros((maps.shape[-1], len(places)), "float32")
+    for offset, weight in enumerate(bell / bell.sum()):
+        band[places + offset, places] = weight
+    return band.T @ (maps @ band)
+
+
+def halved_maps(
+    maps: np.ndarray,  # (B, C, S, S) float32
+) -> np.ndarray:  # (B, C, S // 2, S // 2) float32
+    "Means of squares of four pixels."
+    even = maps.shape[-1] // 2 * 2
+    return sum(maps[..., row:even:2, column:even:2] for row in (0, 1) for column in (0, 1)) / 4
+
+# %% ../../nbs/features/distances.ipynb #e060e848
 def multiscale_ssim(
     one: np.ndarray,  # (B, S, S, 3) uint8 or float32 in [0, 255]
     other: np.ndarray,  # (B, S, S, 3), likewise
@@ -236,26 +256,18 @@ def multiscale_ssim(
     "Multi-scale structural similarity, on as many of the five scales as are at least a window wide."
     num_scales = min(len(SCALE_WEIGHTS), int(np.log2(one.shape[1] / WINDOW)) + 1)
     weights = np.array(SCALE_WEIGHTS[:num_scales]) / sum(SCALE_WEIGHTS[:num_scales])
-    bell = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * 1.5**2))
-    window = np.outer(bell, bell)[..., None, None] / bell.sum() ** 2
-    window = ops.convert_to_tensor(np.repeat(window, 3, axis=2), "float32")
-    one, other = (ops.convert_to_tensor(np.asarray(images, "float32")) for images in (one, other))
-
-    def mean(x):
-        return ops.depthwise_conv(x, window, padding="valid", data_format="channels_last")
-
+    one, other = (np.moveaxis(np.asarray(images, "float32"), -1, 1) for images in (one, other))
     result = 1.0
-    for scale, weight in enumerate(weights, 1):
-        means, variances = mean(one) * mean(other), mean(one**2) + mean(other**2)
-        squared_means = mean(one) ** 2 + mean(other) ** 2
-        likeness = (2 * (mean(one * other) - means) + (0.03 * 255) ** 2) / (
-            variances - squared_means + (0.03 * 255) ** 2
-        )
+    for scale, weight in enumerate(weights.tolist(), 1):
+        mean_one, mean_other = window_means(one), window_means(other)
+        products, squares = mean_one * mean_other, mean_one**2 + mean_other**2
+        variances = window_means(one**2) + window_means(other**2) - squares
+        likeness = (2 * (window_means(one * other) - products) + (0.03 * 255) ** 2) / (variances + (0.03 * 255) ** 2)
         if scale == num_scales:
-            likeness = likeness * (2 * means + (0.01 * 255) ** 2) / (squared_means + (0.01 * 255) ** 2)
-        result = result * ops.relu(ops.mean(likeness, axis=(1, 2))) ** weight
-        one, other = (ops.average_pool(images, 2, 2, data_format="channels_last") for images in (one, other))
-    return ops.convert_to_numpy(ops.mean(result, axis=-1))
+            likeness *= (2 * products + (0.01 * 255) ** 2) / (squares + (0.01 * 255) ** 2)
+        result = result * np.maximum(likeness.mean((2, 3)), 0) ** weight
+        one, other = (halved_maps(maps) for maps in (one, other))
+    return result.mean(1)
 
 # %% ../../nbs/features/distances.ipynb #348fddca
 def pair_scores(

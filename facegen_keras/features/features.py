@@ -35,7 +35,7 @@ def random_kernels(
         kernels.append(kernel.astype("float32") / np.float32(9 * 37.2 * np.sqrt(4.5 * inputs)))
     return kernels
 
-
+# %% ../../nbs/features/features.ipynb #37d823cb
 def fingerprint(kernels: list[np.ndarray]) -> str:  # hexadecimal
     "SHA-256 of the architecture and of every weight."
     architecture = json.dumps(["3x3 same", "leaky ReLU 0.2", "mean 2x2", CHANNELS, GRID, STAGE_SCALES])

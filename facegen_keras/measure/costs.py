@@ -59,7 +59,7 @@ def images_per_s(faces, batch_size: int, epoch: int) -> float:
     num_steps = sum(1 for _ in faces.batches(batch_size, epochs=epoch + 1, start_epoch=epoch))
     return num_steps * batch_size / (time.perf_counter() - start)
 
-
+# %% ../../nbs/measure/costs.ipynb #682e4425
 def feeding_costs(
     config: RunConfig,  # of the step that is fed
     count: int = 2048,  # images
@@ -121,7 +121,7 @@ class ManyNames:
     def read(self, index: int) -> np.ndarray:
         return self.face
 
-
+# %% ../../nbs/measure/costs.ipynb #dd1ab7fe
 def start_up(num_names: int, image_size: int = 64, batch_size: int = 64) -> float:  # seconds
     "From names to the first batch."
     start = time.perf_counter()
@@ -145,7 +145,7 @@ def measure_costs(report=lambda line: None) -> dict:  # can be written as JSON
         report(f"{name}: {record[name]}")
     return record
 
-
+# %% ../../nbs/measure/costs.ipynb #53ac6940
 def costs_table(record: dict) -> str:  # Markdown
     "Seconds of a step and gigabytes, by size and batch."
     batches = sorted({row["batch_size"] for row in record["steps"]})

@@ -35,7 +35,7 @@ def drawn_faces(
     labels = [[kinds.index(face[name]) for name, kinds in KINDS.items()] for face in seen]
     return np.stack([faces[index] for index in range(count)]), np.array(labels, "int32")
 
-
+# %% ../../nbs/measure/reader.ipynb #b29271c2
 def make_reader(
     side: int,  # of the pictures, pixels
 ) -> keras.Sequential:  # (B, side, side, 3) uint8 -> (B, 61) logits: those of each attribute in turn
@@ -51,7 +51,7 @@ def make_reader(
     reader.add(keras.layers.Dense(int(KIND_ENDS[-1])))
     return reader
 
-
+# %% ../../nbs/measure/reader.ipynb #0d7c7684
 def reader_loss(
     labels,  # (B, 11) int32
     logits,  # (B, 61) float32
@@ -150,7 +150,7 @@ def shares(
     seen[rows, starts[columns] + answers[rows, columns]] = 1
     return seen.T @ seen / np.float64(len(answers))
 
-
+# %% ../../nbs/measure/reader.ipynb #4b7eddac
 def mode_coverage(
     generated: np.ndarray,  # (N, 11) int8 answers of a reader
     real: np.ndarray,  # (M, 11) int8 answers of the same reader

@@ -12,9 +12,6 @@ import numpy as np
 from ..gan import FaceGAN
 
 # %% ../../nbs/measure/work.ipynb #1cd0f530
-SCHEDULES = {"published": (6, 11), "keras": (4, 8)}  # how others train the article's loss: passes of both networks
-
-
 def forward_products(
     network: keras.Model,  # layers one after the other, or with ways around them
 ) -> int:  # multiply-adds for one image
@@ -28,6 +25,9 @@ def forward_products(
         elif isinstance(layer, keras.layers.Dense):
             total += int(np.prod(layer.kernel.shape))
     return total
+
+# %% ../../nbs/measure/work.ipynb #f0b3ce7b
+SCHEDULES = {"published": (6, 11), "keras": (4, 8)}  # how others train the article's loss: passes of both networks
 
 
 def step_gflop(
