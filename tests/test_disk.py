@@ -137,6 +137,7 @@ def test_a_full_disk_at_any_block_of_a_checkpoint_keeps_the_one_before(gan, smal
     assert restore_newest(gan, folder) == Place(2)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_pauses_the_run_and_room_lets_it_go_on(small_disk, unbroken):
     config = dataclasses.replace(TINY, out=small_disk.path / "run", save_minutes=0)
     filler, lines, wrote = small_disk.path / "filler", [], []
@@ -166,6 +167,7 @@ def test_a_disk_too_small_is_found_out_at_once(small_disk):
     assert not Run(small_disk.path / "run").records("steps")
 
 
+@pytest.mark.slow
 def test_a_disk_that_turns_read_only_pauses_the_run(small_disk, unbroken):
     config = dataclasses.replace(TINY, out=small_disk.path / "run", save_minutes=0)
     lines = []
@@ -278,6 +280,7 @@ def paused(paused_once, tmp_path):
     return dataclasses.replace(paused_once, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_recovers_from_the_checkpoint_before(paused, unbroken):
     run, lines = Run(paused.out), []
     newest = checkpoints(run.directory / "checkpoints")[-1]
@@ -294,6 +297,7 @@ def flip_the_middle(path):
     path.write_bytes(damaged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [  # each of the lists of images is the other's witness
     ["status.json", "environment.json", "speed.jsonl", "losses.png", "timelapse.gif", "samples/epoch_0001.png"],
     ["images.json.gz"]], ids=["all but the images", "the images"])
@@ -307,6 +311,7 @@ def test_no_other_file_is_needed_to_go_on(paused, unbroken, names):
     assert result == unbroken
 
 
+@pytest.mark.slow
 def test_a_list_of_images_that_is_damaged_does_not_admit_others(paused):
     """The digest of the names, in another file, tells whether today's images are the run's."""
     run = Run(paused.out)
@@ -318,6 +323,7 @@ def test_a_list_of_images_that_is_damaged_does_not_admit_others(paused):
         train(paused, **SILENT)
 
 
+@pytest.mark.slow
 def test_a_log_that_lost_its_end_is_said_so_and_what_follows_it_is_right(paused, unbroken):
     run, lines = Run(paused.out), []
     log = run.directory / "log.jsonl"
@@ -343,6 +349,7 @@ def with_the_log_of(content, other):
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_what_is_damaged_beside_the_checkpoints_is_no_reason_to_give_up_a_gan(paused):
     finished = train(paused, **SILENT)
     expected = FaceGAN.load(paused.out).generate(2)
@@ -354,6 +361,7 @@ def test_what_is_damaged_beside_the_checkpoints_is_no_reason_to_give_up_a_gan(pa
         FaceGAN.load(paused.out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_what_goes_wrong_at_the_very_end_leaves_a_run_that_goes_on(paused, unbroken, monkeypatch, error):
     def fail(run, max_side=512):
@@ -370,6 +378,7 @@ def test_what_goes_wrong_at_the_very_end_leaves_a_run_that_goes_on(paused, unbro
     assert run.status["state"] == "finished" and outcome(run) == unbroken and (run.directory / "generator.keras").exists()
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_gone_or_all_damaged_are_not_passed_over_in_silence(paused):
     folder = Run(paused.out).directory / "checkpoints"
     for path in checkpoints(folder):
@@ -381,6 +390,7 @@ def test_checkpoints_that_are_gone_or_all_damaged_are_not_passed_over_in_silence
         train(paused, **SILENT)
 
 
+@pytest.mark.slow
 def test_a_run_in_use_is_refused_and_a_dead_processs_lock_does_not_count(tmp_path):
     config = dataclasses.replace(TINY, out=tmp_path / "run", epochs=10_000)
     process = subprocess.Popen([sys.executable, SCRIPT, config.to_json()], stdout=subprocess.PIPE, text=True)
@@ -452,6 +462,7 @@ def test_a_strangers_generator_runs_no_code(tmp_path):
     assert os.path.exists(trap), "the trap works where it is let"
 
 
+@pytest.mark.slow
 def test_a_strangers_run_writes_nothing_outside_its_folder(paused, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()

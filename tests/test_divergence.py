@@ -59,6 +59,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "weight"), WEIGHTS.values(), ids=WEIGHTS)
 def test_one_bad_weight_is_recovered_from_with_other_random_numbers(config, monkeypatch, undisturbed_noise, what, weight):
     poison(monkeypatch, once(13), **weight)
@@ -75,6 +76,7 @@ def test_one_bad_weight_is_recovered_from_with_other_random_numbers(config, monk
     assert noise[:13] == undisturbed_noise[:13] and not set(noise[13:]) & set(undisturbed_noise[13:])
 
 
+@pytest.mark.slow
 def test_again_and_again_stops_after_three_with_the_good_state_kept(config, monkeypatch):
     seeds = []
 
@@ -130,6 +132,7 @@ def gone_back(request, tmp_path_factory):
     return request.param, left_by(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before saving", "after saving"])
 def test_a_kill_in_the_midst_of_going_back_changes_nothing(config, monkeypatch, gone_back, moment):
     """The record and the random numbers belong together, whatever of it was written."""
@@ -149,6 +152,7 @@ def test_a_kill_in_the_midst_of_going_back_changes_nothing(config, monkeypatch, 
     assert kills and left_by(train(config, **SILENT)) == expected
 
 
+@pytest.mark.slow
 def test_collapse_is_warned_about_in_the_log(config, monkeypatch):
     monkeypatch.setattr(training, "FEW_STEPS", 10)
     original = FaceGAN.generate

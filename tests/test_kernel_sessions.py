@@ -13,6 +13,7 @@ from facegen_keras.kernel import TRIAL, Chain, Job, Kaggle, build, lay_out, run_
 from facegen_keras.training import train
 
 pytest.importorskip("nbclient")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
