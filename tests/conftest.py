@@ -1,6 +1,10 @@
-"""What all tests share: quiet TensorFlow, other packages' warnings left to them, and a cache folder for each test."""
+"""What all tests share: quiet TensorFlow, other packages' warnings left to them, a cache folder for each test."""
 
+import atexit
+import json
 import os
+import tempfile
+from functools import partial
 
 import pytest
 
@@ -8,8 +12,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: more than two seconds, or a process of its own with TensorFlow or JAX")
     for module in (r"keras\..*", r"tensorflow\..*", r"gast\..*", "google"):
         config.addinivalue_line("filterwarnings", f"ignore::DeprecationWarning:{module}")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        share_caches()
+
+
+def share_caches():
+    "What one process has compiled, or found out about fonts, others read in a moment: all those of this session."
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    os.environ |= {"XDG_CACHE_HOME": f"{folder.name}/cache", "MPLCONFIGDIR": f"{folder.name}/matplotlib",
+                   "JAX_COMPILATION_CACHE_DIR": f"{folder.name}/jax", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +33,43 @@ def cache_folder(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_pictures():
+    "For tests of runs in which nobody looks at the curves and the film: they take half of a short run's time."
+    from quick_pictures import draw_quickly
+
+    with pytest.MonkeyPatch.context() as patch:
+        draw_quickly(patch.setattr)
+        yield
+
+
+@pytest.fixture
+def few_pairs(monkeypatch):
+    "For tests of whole records: the similarity of 2,000 pairs takes four fifths of their time."
+    from facegen_keras import metrics
+
+    monkeypatch.setattr(metrics, "pair_scores", partial(metrics.pair_scores, num_pairs=200))
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory):
+    "A small `ModeReader` for 32 pixels; whichever worker needs it first trains it."
+    import filelock
+    import numpy as np
+
+    from facegen_keras.metrics import ModeReader, make_reader
+
+    folder = tmp_path_factory.getbasetemp()
+    path = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "reader.npz"
+    with filelock.FileLock(f"{path}.lock"):
+        if not path.exists():
+            trained = ModeReader(32, num_faces=3000, epochs=8)
+            np.savez(path, *trained.network.get_weights(), found=json.dumps([trained.accuracy, trained.judged]))
+    reader, network = ModeReader.__new__(ModeReader), make_reader(32)
+    with np.load(path) as file:
+        network.set_weights([file[f"arr_{place}"] for place in range(len(network.weights))])
+        reader.accuracy, reader.judged = json.loads(str(file["found"]))
+    reader.side, reader.network = 32, network
+    return reader

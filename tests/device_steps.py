@@ -1,13 +1,16 @@
-"""A process of `test_backends.py`: python device_steps.py OUT NUM_DEVICES PRECISION PRESET trains for a few steps.
+"""A process of `test_backends.py`: python device_steps.py FOLDER PRESET/PRECISION... trains each for a few steps, twice.
 
-It writes the log of each step, and the latents of each replica where a step is run once a replica.
+Once on one device and once on two. It writes the log of each step, and the latents of each replica where a step is run
+once a replica.
 """
 
+import contextlib
 import os
 import sys
+from pathlib import Path
 
-OUT, NUM_DEVICES, PRECISION, PRESET = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+NUM_DEVICES = 2
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={NUM_DEVICES}"
 
 import keras
 import numpy as np
@@ -24,7 +27,6 @@ from facegen_keras.engine.backend import backend
 from facegen_keras.gan import FaceGAN
 
 NUM_STEPS = 6
-CONFIG = RunConfig.preset(PRESET, image_size=32, width=4, batch_size=8, precision=PRECISION)
 seen, rows = [], []
 
 
@@ -47,13 +49,30 @@ class Record(keras.callbacks.Callback):
         self.logs.append([float(logs[name]) for name in sorted(logs)])
 
 
-assert len(keras.distribution.list_devices()) == NUM_DEVICES
-with backend.over_devices(CONFIG.batch_size):
-    gan = RecordingGAN.from_run_config(CONFIG)
-    start = [keras.ops.convert_to_numpy(variable) for variable in gan.ema_generator.variables]
-    faces = load_faces("toy", 32, limit=NUM_STEPS * CONFIG.batch_size)
-    gan.fit(backend.as_data(faces.batches(CONFIG.batch_size)), steps_per_epoch=NUM_STEPS, shuffle=False, verbose=0, callbacks=[record := Record()])
-weights = [keras.ops.convert_to_numpy(variable).ravel() for variable in gan.variables]
-moments = [keras.ops.convert_to_numpy(variable).ravel() for variable in gan.optimizer.variables if "momentum" in variable.path]
-moved = [keras.ops.convert_to_numpy(variable) - old for variable, old in zip(gan.ema_generator.variables, start)]
-np.savez(OUT, moved=np.concatenate([array.ravel() for array in moved]), moments=np.concatenate(moments), rows=np.array(rows), logs=np.array(record.logs), latents=np.array(seen), weights=np.concatenate(weights))
+def arrays(variables):
+    return [keras.ops.convert_to_numpy(variable).ravel() for variable in variables]
+
+
+def steps(config, devices):
+    """What a few steps leave; `devices` is a context."""
+    seen.clear()
+    rows.clear()
+    with devices:
+        gan = RecordingGAN.from_run_config(config)
+        start = arrays(gan.ema_generator.variables)
+        faces = load_faces("toy", 32, limit=NUM_STEPS * config.batch_size)
+        gan.fit(backend.as_data(faces.batches(config.batch_size)), steps_per_epoch=NUM_STEPS, shuffle=False, verbose=0,
+                callbacks=[record := Record()])
+    moved = [now - old for now, old in zip(arrays(gan.ema_generator.variables), start)]
+    moments = arrays(variable for variable in gan.optimizer.variables if "momentum" in variable.path)
+    return dict(moved=np.concatenate(moved), moments=np.concatenate(moments), weights=np.concatenate(arrays(gan.variables)),
+                rows=np.array(rows), logs=np.array(record.logs), latents=np.array(seen))
+
+
+if __name__ == "__main__":
+    assert len(keras.distribution.list_devices()) == NUM_DEVICES
+    for case in sys.argv[2:]:
+        preset, precision = case.split("/")
+        config = RunConfig.preset(preset, image_size=32, width=4, batch_size=8, precision=precision)
+        for num_devices, devices in ((1, contextlib.nullcontext()), (2, backend.over_devices(config.batch_size))):
+            np.savez(Path(sys.argv[1], f"{preset} {precision} {num_devices}.npz"), **steps(config, devices))

@@ -1,14 +1,17 @@
-"""One session of a run in a process of its own, which may kill itself: python killed_run.py CONFIG [POINT COUNT AFTER]."""
+"""One session of a run in a process of its own, which may kill itself: python killed_run.py CONFIG [POINT COUNT AFTER].
 
+Without arguments it imports everything once, and then forks a session for each line of its input, [OUTPUT, CONFIG, ...]:
+it prints the session's process and, when that has ended, its exit status.
+"""
+
+import json
 import os
 import signal
 import sys
 
-from facegen_keras import RunConfig
-from facegen_keras.runs import callbacks as callbacks_module
-from facegen_keras.runs import checkpoint as checkpoint_module
-from facegen_keras.runs import folder as folder_module
-from facegen_keras import training as training_module
+import quick_pictures
+
+from facegen_keras import RunConfig, checkpoint, training
 
 POINTS = {  # what a session does: where the function is that does it
     "write a piece of a checkpoint": (checkpoint_module.DigestingFile, "write"),
@@ -48,8 +51,26 @@ def kill_at(point, count, after):
     setattr(owner, name, counted)
 
 
+def session(config, point=None, count=0, after=False):
+    training.LINES_PER_EPOCH = 2  # of six steps, so that some saves fall between two lines
+    if point:
+        kill_at(point, int(count), after in (True, "True"))
+    training.train(RunConfig.from_json(config))
+
+
+def fork_sessions():
+    for line in sys.stdin:
+        output, *arguments = json.loads(line)
+        child = os.fork()
+        if not child:
+            file = os.open(output, os.O_WRONLY | os.O_CREAT)
+            for stream in (1, 2):
+                os.dup2(file, stream)
+            return session(*arguments)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
 if __name__ == "__main__":
-    callbacks_module.LINES_PER_EPOCH = 2  # of six steps, so that some saves fall between two lines
-    if len(sys.argv) > 2:
-        kill_at(sys.argv[2], int(sys.argv[3]), sys.argv[4] == "True")
-    training_module.train(RunConfig.from_json(sys.argv[1]))
+    quick_pictures.draw_quickly()
+    session(*sys.argv[1:]) if sys.argv[1:] else fork_sessions()

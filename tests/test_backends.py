@@ -5,44 +5,59 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+import under_jax
 
-from facegen_keras.runs.start import load_gan
-from facegen_keras.runs.checkpoint import Place, checkpoints, restore_checkpoint, save_checkpoint
-from facegen_keras.runs.folder import Run
+from facegen_keras.checkpoint import Place, Run, checkpoints, restore_checkpoint, restore_newest, save_checkpoint
 from facegen_keras.config import RunConfig
-from facegen_keras.gan import FaceGAN
+from facegen_keras.gan import FaceGAN, backend
 from facegen_keras.training import train
 
 pytest.importorskip("jax")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_pictures")]
 
 TESTS = Path(__file__).parent
-SETTINGS = ["image_size=32", "width=2", "batch_size=4", "limit=40", "epochs=6", "save_minutes=0"]
-COMPILED = tempfile.TemporaryDirectory()  # by JAX, for all processes: what another has compiled is read in a second
-NO_TENSORFLOW = "import sys; sys.modules['tensorflow'] = None; from facegen_keras.cli import main; main(sys.argv[1:])"
+SETTINGS = ["image_size=32", "width=2", "batch_size=4", "limit=40", "save_minutes=0"]
+COMMANDS = """
+import json, sys
+import quick_pictures
+sys.modules["tensorflow"] = None
+quick_pictures.draw_quickly()
+from facegen_keras.cli import main
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words)
+    except SystemExit as end:
+        assert not end.code, end.code
+"""  # one after the other, where TensorFlow cannot be imported
 
 
-def start(*command, backend="jax", **environment):
-    cache = {"JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+def start(*command, **environment):
     return subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, env={**os.environ, "KERAS_BACKEND": backend, **cache, **environment})
+                            text=True, cwd=TESTS, env=under_jax.environment(**environment))
 
 
-def run(*command, backend="jax", **environment):
-    process = start(*command, backend=backend, **environment)
+def run(*command, **environment):
+    process = start(*command, **environment)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
 
 
-def facegen_train(out, *settings):
-    return ["-c", NO_TENSORFLOW, "train", "--out", out,
-            *(word for setting in (*SETTINGS, *settings) for word in ("--set", setting))]
+def training(out, epochs, *options):
+    """What to write after `facegen`."""
+    settings = [*SETTINGS, f"epochs={epochs}"]
+    return ["train", "--out", str(out), *options, *(word for setting in settings for word in ("--set", setting))]
+
+
+def commands(*words):
+    """What to write after `python`."""
+    return ["-c", COMMANDS, json.dumps(words)]
 
 
 def last_state(out):
@@ -51,44 +66,50 @@ def last_state(out):
 
 
 def test_the_golden_figures_and_the_noise_hold_under_jax():
-    run("-m", "pytest", "-q", "-k", "not False", TESTS / "test_parity.py", TESTS / "test_noise.py")  # compiled only
+    files = TESTS / "test_parity.py", TESTS / "test_noise.py"
+    run("-m", "pytest", "-q", "-k", "not False", *files, XLA_FLAGS="")  # compiled only, and well: it is large
 
 
-STEPS = """
-import json, sys
-from pathlib import Path
-import numpy as np
-from facegen_keras.runs.checkpoint import restore_newest
-from facegen_keras.config import RunConfig
-from facegen_keras.gan import FaceGAN
-
-gan = FaceGAN.from_run_config(RunConfig.from_json(Path(sys.argv[1], "config.json").read_text()))
-losses = []
-for seed in range(3):
-    restore_newest(gan, Path(sys.argv[1], "checkpoints"))
-    rng = np.random.default_rng(seed)
-    for step in range(20):
-        images, latents = rng.uniform(-1, 1, (4, 32, 32, 3)), rng.uniform(-1, 1, (4, gan.config.latent_dim))
-        losses.append([float(value) for value in gan.update(images.astype("float32"), latents.astype("float32"), 0.95)])
-moving = [variable for variable in gan.generator.variables if "moving" in variable.path]
-print(json.dumps([losses, [np.array(variable).tolist() for variable in moving]]))
-"""
+def twenty_steps(folder):
+    """What three times twenty steps from a checkpoint give: losses, and the generator's moving statistics."""
+    gan = FaceGAN.from_run_config(RunConfig.from_json(Path(folder, "config.json").read_text()))
+    update = backend.compiled(gan.update, gan.variables + gan.optimizer.variables)
+    losses = []
+    for seed in range(3):
+        restore_newest(gan, Path(folder, "checkpoints"))
+        rng = np.random.default_rng(seed)
+        for _ in range(20):
+            images, latents = rng.uniform(-1, 1, (4, 32, 32, 3)), rng.uniform(-1, 1, (4, gan.config.latent_dim))
+            losses.append([float(value) for value in update(images.astype("float32"), latents.astype("float32"), 0.95)])
+    return losses, [keras.ops.convert_to_numpy(variable).tolist() for variable in gan.generator.variables
+                    if "moving" in variable.path]
 
 
-@pytest.mark.parametrize("preset", ["article", "modern"])
-def test_twenty_steps_from_one_checkpoint_agree(tmp_path, preset):
+UNDER_JAX = "import json, sys, test_backends; print(json.dumps([*map(test_backends.twenty_steps, sys.argv[1:])]))"
+PRESETS = ["article", "modern"]
+
+
+@pytest.fixture(scope="module")
+def twenty_steps_of_both(tmp_path_factory):
+    """By preset: what they give here, and under JAX."""
+    folders = []
+    for preset in PRESETS:
+        folders.append(folder := tmp_path_factory.mktemp(preset))
+        config = RunConfig.preset(preset, image_size=32, width=2, batch_size=4, precision="float32", out=str(folder))
+        (folder / "config.json").write_text(config.to_json())
+        gan, rng = FaceGAN.from_run_config(config), np.random.default_rng(7)
+        for _ in range(5):  # so that the optimizers hold something
+            gan.update(rng.uniform(-1, 1, (4, 32, 32, 3)).astype("float32"),
+                       rng.uniform(-1, 1, (4, config.latent_dim)).astype("float32"), 0.95)
+        save_checkpoint(gan, folder / "checkpoints", Place(1))
+    under_jax = json.loads(run("-c", UNDER_JAX, *folders).splitlines()[-1])
+    return dict(zip(PRESETS, zip(map(twenty_steps, folders), under_jax)))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_twenty_steps_from_one_checkpoint_agree(twenty_steps_of_both, preset):
     """On small networks: in large ones some leaky ReLU meets a value so close to 0 that rounding decides its slope."""
-    config = RunConfig.preset(preset, image_size=32, width=2, batch_size=4, precision="float32", out=str(tmp_path))
-    (tmp_path / "config.json").write_text(config.to_json())
-    gan = FaceGAN.from_run_config(config)
-    rng = np.random.default_rng(7)
-    for _ in range(5):  # so that the optimizers hold something
-        gan.update(rng.uniform(-1, 1, (4, 32, 32, 3)).astype("float32"),
-                   rng.uniform(-1, 1, (4, config.latent_dim)).astype("float32"), 0.95)
-    save_checkpoint(gan, tmp_path / "checkpoints", Place(1))
-    found = [json.loads(run("-c", STEPS, tmp_path, backend=backend).splitlines()[-1])
-             for backend in ("tensorflow", "jax")]
-    (losses, moving), (jax_losses, jax_moving) = found
+    (losses, moving), (jax_losses, jax_moving) = twenty_steps_of_both[preset]
     gaps = np.abs(np.subtract(losses, jax_losses)).reshape(3, 20, -1).max(2)  # start, step
     assert gaps[:, :5].max() < 1e-4
     assert np.sort(gaps.max(1))[1] < 1e-4, "one start of three may meet such a value: which one depends on the processor"
@@ -97,17 +118,25 @@ def test_twenty_steps_from_one_checkpoint_agree(tmp_path, preset):
     assert np.ptp(np.array(losses)[:20, 0]) > 0.01, "they have gone somewhere"
 
 
-@pytest.mark.parametrize(("backend", "precision", "atol", "preset"), [
-    ("tensorflow", "float32", 2e-5, "demo"), ("tensorflow", "float16", 0.2, "demo"), ("jax", "float32", 2e-5, "demo"),
-    ("tensorflow", "float32", 2e-5, "modern"), ("jax", "float32", 2e-5, "modern")])
-def test_two_devices_are_one(tmp_path, backend, precision, atol, preset):
+@pytest.fixture(scope="module")
+def jax_devices(tmp_path_factory):
+    """What steps under JAX on one device and on two have left, of one process."""
+    folder = tmp_path_factory.mktemp("devices")
+    run(TESTS / "device_steps.py", folder, "demo/float32", "modern/float32")
+    return folder
+
+
+@pytest.mark.parametrize(("backend", "preset", "precision"), [
+    ("tensorflow", "demo", "float32"), ("tensorflow", "demo", "float16"), ("tensorflow", "modern", "float32"),
+    ("jax", "demo", "float32"), ("jax", "modern", "float32")])
+def test_two_devices_are_one(request, tmp_path, backend, preset, precision):
     """In float16 but roughly: the factor of a loss, and with it what overflows, depends on the number of devices."""
-    records = []
-    for num_devices in (1, 2):
-        run(TESTS / "device_steps.py", tmp_path / f"{num_devices}.npz", num_devices, precision, preset, backend=backend)
-        records.append(dict(np.load(tmp_path / f"{num_devices}.npz")))
-    one, two = records
-    np.testing.assert_allclose(one["logs"], two["logs"], atol=atol)
+    if backend == "jax":
+        tmp_path = request.getfixturevalue("jax_devices")
+    else:  # which wants a process for each model on two devices: a second one's collective operations may get mixed up
+        run(TESTS / "device_steps.py", tmp_path, f"{preset}/{precision}", KERAS_BACKEND=backend)
+    one, two = (dict(np.load(tmp_path / f"{preset} {precision} {num_devices}.npz")) for num_devices in (1, 2))
+    np.testing.assert_allclose(one["logs"], two["logs"], atol=0.2 if precision == "float16" else 2e-5)
     np.testing.assert_allclose(one["weights"], two["weights"], atol=1e-2)
     if precision == "float32":  # Adam would hide a gradient of twice the size
         np.testing.assert_allclose(np.abs(one["moments"]).sum(), np.abs(two["moments"]).sum(), rtol=0.01)
@@ -120,37 +149,47 @@ def test_two_devices_are_one(tmp_path, backend, precision, atol, preset):
             assert sorted(np.concatenate(parts).tolist()) == sorted(whole.tolist())
 
 
-def test_a_run_moves_between_backends_and_resumes_exactly_under_jax(tmp_path):
-    for name in ("unbroken", "broken"):
-        run(*facegen_train(tmp_path / name, "epochs=2"), "--hours", 0 if name == "broken" else 1)
-    assert 1 <= Run(tmp_path / "broken").status["epoch"] * 10 + Run(tmp_path / "broken").status["step"] < 20
-    run(*facegen_train(tmp_path / "broken", "epochs=2"))
-    assert (tmp_path / "broken/log.jsonl").read_bytes() == (tmp_path / "unbroken/log.jsonl").read_bytes()
-    first, second = map(last_state, (tmp_path / "broken", tmp_path / "unbroken"))
+EPOCHS = 4  # of ten steps
+
+
+@pytest.fixture(scope="module")
+def jax_runs(tmp_path_factory):
+    """Two runs of one process: `unbroken`, and `broken`, which stopped after its first step."""
+    folder = tmp_path_factory.mktemp("jax")
+    run(*commands(training(folder / "unbroken", EPOCHS), training(folder / "broken", EPOCHS, "--hours", "0")))
+    return folder
+
+
+def test_a_run_moves_between_backends_and_resumes_exactly_under_jax(jax_runs):
+    broken, unbroken = jax_runs / "broken", jax_runs / "unbroken"
+    assert 1 <= Run(broken).status["epoch"] * 10 + Run(broken).status["step"] < 10 * EPOCHS
+    run(*commands(training(broken, EPOCHS)))
+    assert (broken / "log.jsonl").read_bytes() == (unbroken / "log.jsonl").read_bytes()
+    first, second = map(last_state, (broken, unbroken))
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
-    lines, before = [], last_state(tmp_path / "broken")
-    config = RunConfig.from_json((tmp_path / "broken/config.json").read_text()).to_dict()
-    gan = load_gan(tmp_path / "broken")
-    restore_checkpoint(gan, checkpoints(tmp_path / "broken/checkpoints")[-1])
-    for name, array in before.items():
+    lines = []
+    config = RunConfig.from_json((broken / "config.json").read_text()).to_dict()
+    gan = FaceGAN.load(broken)
+    restore_checkpoint(gan, checkpoints(broken / "checkpoints")[-1])
+    for name, array in first.items():
         if name.startswith("generator/"):
             assert np.array_equal(array, gan.generator.variables[int(name.split("/")[1])])
-    train(RunConfig(**config | {"epochs": 3}), report=lines.append)
+    train(RunConfig(**config | {"epochs": EPOCHS + 1}), report=lines.append)
     assert any("backend jax is now tensorflow" in line for line in lines)
-    run(*facegen_train(tmp_path / "broken", "epochs=4"))
-    assert Run(tmp_path / "broken").status == {"state": "finished", "epoch": 4, "step": 0, "reason": ""}
-    assert [record["epoch"] for record in Run(tmp_path / "broken").records("epoch")] == [1, 2, 3, 4]
+    run(*commands(training(broken, EPOCHS + 2)))
+    assert Run(broken).status == {"state": "finished", "epoch": EPOCHS + 2, "step": 0, "reason": ""}
+    assert [record["epoch"] for record in Run(broken).records("epoch")] == list(range(1, EPOCHS + 3))
 
 
 def start_two(out):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    return [start(*facegen_train(out), KERAS_DISTRIBUTION_JOB_ADDRESSES=address, KERAS_DISTRIBUTION_NUM_PROCESSES="2",
-                  KERAS_DISTRIBUTION_PROCESS_ID=str(number)) for number in range(2)]
+    return [start(*commands(training(out, EPOCHS)), KERAS_DISTRIBUTION_JOB_ADDRESSES=address,
+                  KERAS_DISTRIBUTION_NUM_PROCESSES="2", KERAS_DISTRIBUTION_PROCESS_ID=str(number)) for number in range(2)]
 
 
 def wait_for_step(out, step, processes):
@@ -161,9 +200,8 @@ def wait_for_step(out, step, processes):
         time.sleep(0.02)
 
 
-def test_two_processes_are_one_and_survive_the_loss_of_either(tmp_path):
-    run(*facegen_train(tmp_path / "one"))
-    for step, lost in ((15, 1), (35, 0)):
+def test_two_processes_are_one_and_survive_the_loss_of_either(jax_runs, tmp_path):
+    for step, lost in ((8, 1), (18, 0)):
         processes = start_two(tmp_path / "two")
         wait_for_step(tmp_path / "two", step, processes)
         processes[lost].kill()
@@ -172,13 +210,13 @@ def test_two_processes_are_one_and_survive_the_loss_of_either(tmp_path):
             assert processes[0].returncode == 0, outputs[0]
             assert "another process has gone" in outputs[0] and "the same command goes on from here" in outputs[0]
             assert Run(tmp_path / "two").status["state"] == "paused"
-        assert 0 < Run(tmp_path / "two").records("steps")[-1]["step"] < 60
+        assert 0 < Run(tmp_path / "two").records("steps")[-1]["step"] < 10 * EPOCHS
     processes = start_two(tmp_path / "two")
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert Run(tmp_path / "two").status["state"] == "finished"
-    one, two = (Run(tmp_path / name).records("steps") for name in ("one", "two"))
-    assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 61))
+    one, two = (Run(out).records("steps") for out in (jax_runs / "unbroken", tmp_path / "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 10 * EPOCHS + 1))
     for name, tolerance in (("d_loss", 0.1), ("g_loss", 0.1), ("noise_std", 1e-3)):  # losses part, by rounding
         ours, theirs = ([line[name] for line in lines] for lines in (one, two))
         np.testing.assert_allclose(ours[:25], theirs[:25], atol=1e-3)

@@ -15,6 +15,7 @@ from facegen_keras.training import train
 
 STEP, SAVE, PICTURES, FRAME = 10.0, 7.0, 5.0, 2.0  # seconds, as the clock below counts them
 SILENT = dict(report=lambda line: None)
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 
 class Clock:
@@ -41,9 +42,10 @@ class Clock:
 
 @pytest.fixture
 def config(tmp_path):
-    return RunConfig.preset("demo", image_size=32, width=4, batch_size=8, limit=32, epochs=8, out=tmp_path / "run")
+    return RunConfig.preset("demo", image_size=32, width=2, batch_size=8, limit=32, epochs=8, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [100, 113, 116, 133])
 def test_a_session_ends_within_its_budget_and_uses_it(config, monkeypatch, seconds):
     clock = Clock(monkeypatch)
@@ -55,6 +57,7 @@ def test_a_session_ends_within_its_budget_and_uses_it(config, monkeypatch, secon
     assert used + STEP + PICTURES + 3 * FRAME > seconds - SAVE, "another step would not have fitted in"
 
 
+@pytest.mark.slow
 def test_a_step_that_is_suddenly_slow_costs_that_step_and_no_more(config, monkeypatch):
     clock = Clock(monkeypatch)
     start, steps = clock.now, itertools.count()
@@ -69,6 +72,7 @@ def test_a_step_that_is_suddenly_slow_costs_that_step_and_no_more(config, monkey
     assert 110 < clock.now - start <= 110 + 100 + SAVE
 
 
+@pytest.mark.slow
 def test_sessions_of_an_hour_each_end_like_one(config, monkeypatch, tmp_path):
     monkeypatch.setattr(callbacks_module, "LINES_PER_EPOCH", 2)  # so that sessions end between two lines
     whole = train(config, **SILENT)
@@ -86,6 +90,7 @@ def test_sessions_of_an_hour_each_end_like_one(config, monkeypatch, tmp_path):
     assert states[0] == states[1]
 
 
+@pytest.mark.slow
 def test_the_budget_counts_from_when_the_command_was_given(config, monkeypatch):
     clock = Clock(monkeypatch)
     run = train(config, hours=100 / 3600, started=clock.now - 90, **SILENT)
@@ -100,14 +105,16 @@ def test_inside_kaggle_there_is_a_budget_by_itself(monkeypatch):
     assert session_module.deadline_after(2, 5.0) == 5.0 + 2 * 3600
 
 
+@pytest.mark.slow
 def test_saves_keep_their_distance(config, monkeypatch):
     """A save may take two per cent of the time: here it takes 7 s, so there are 350 s between them."""
-    Clock(monkeypatch)
+    Clock(monkeypatch).step = 35.0
+    monkeypatch.setattr(training, "LINES_PER_EPOCH", 1)
     saved = []
-    original = callbacks_module.save_checkpoint
-    monkeypatch.setattr(callbacks_module, "save_checkpoint",
-                        lambda gan, directory, place: saved.append(time.monotonic()) or original(gan, directory, place))
-    train(dataclasses.replace(config, epochs=5, limit=280, save_minutes=1), **SILENT)
+    original = training.save_checkpoint
+    monkeypatch.setattr(training, "save_checkpoint",
+                        lambda gan, directory, place: saved.append(training.time.monotonic()) or original(gan, directory, place))
+    train(dataclasses.replace(config, epochs=5, limit=80, save_minutes=1), **SILENT)
     distances = [later - earlier for earlier, later in itertools.pairwise(saved)]
     assert distances[0] >= 350 - SAVE, "the first save is a part of what the first interval counts"
-    assert len(saved) >= 4 and min(distances[1:-1]) >= 350 and max(distances) < 350 + 5 * STEP
+    assert len(saved) >= 4 and min(distances[1:-1]) >= 350 and max(distances) < 350 + 2 * 35

@@ -21,6 +21,7 @@ from facegen_keras.runs.folder import Run
 from facegen_keras.training import train
 
 SILENT = dict(report=lambda line: None)
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 
 def make_faces(folder, count):
@@ -31,11 +32,37 @@ def make_faces(folder, count):
     return folder
 
 
+def config_in(folder):
+    return RunConfig.preset("demo", data=make_faces(folder / "faces", 40), out=folder / "run", image_size=32, width=2,
+                            batch_size=4, epochs=2, max_bad=0.03)
+
+
 @pytest.fixture
 def config(tmp_path):
     """Forty pictures, of which one may go bad without stopping anything."""
-    return RunConfig.preset("demo", data=make_faces(tmp_path / "faces", 40), out=tmp_path / "run", image_size=32, width=4,
-                            batch_size=4, epochs=2, max_bad=0.03)
+    return config_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run on these pictures to which nothing happened."""
+    return train(config_in(tmp_path_factory.mktemp("whole")), **SILENT)
+
+
+@pytest.fixture(scope="module")
+def begun_once(tmp_path_factory):
+    """A run after its first step."""
+    config = config_in(tmp_path_factory.mktemp("begun"))
+    assert train(config, hours=0, **SILENT).status["state"] == "paused"
+    return config
+
+
+@pytest.fixture
+def begun(begun_once, tmp_path):
+    """A copy of it, with its pictures."""
+    shutil.copytree(begun_once.data, tmp_path / "faces")
+    shutil.copytree(begun_once.out, tmp_path / "run")
+    return dataclasses.replace(begun_once, data=tmp_path / "faces", out=tmp_path / "run")
 
 
 def quarantine(run):
@@ -52,6 +79,7 @@ def at_step(monkeypatch, step, action):
     monkeypatch.setattr(training_module, "ShowForecast", Meanwhile)
 
 
+@pytest.mark.slow
 def test_every_kind_of_bad_file_is_named_and_training_finishes(tmp_path, capfd):
     expected = make_bad_folder(tmp_path / "faces")
     assert len(expected) >= 25
@@ -66,6 +94,7 @@ def test_every_kind_of_bad_file_is_named_and_training_finishes(tmp_path, capfd):
     assert found.keys() == expected.keys()
     assert [name for name, reason in expected.items() if reason not in found[name]] == []
     assert run.status["state"] == "finished" and run.records("epoch")[-1]["step"] == 4, "two batches of the four good ones"
+    assert run.read("environment.json")["images"] == 4, "a duplicate is no fifth"
 
 
 def test_more_than_max_bad_is_refused_before_anything_is_written(config, tmp_path, capfd):
@@ -78,6 +107,7 @@ def test_more_than_max_bad_is_refused_before_anything_is_written(config, tmp_pat
     assert "at most 1.00% of the images to be bad (max_bad), got '2 of 40, such as 000.png: HTML" in err
 
 
+@pytest.mark.slow
 def test_a_picture_that_vanishes_or_changes_before_it_was_shown_is_done_without(config, monkeypatch, tmp_path):
     generous = dataclasses.replace(config, max_bad=0.1)
     names = [f"{number:03}.png" for number in epoch_order(40, config.seed, 0)]
@@ -98,49 +128,50 @@ def test_a_picture_that_vanishes_or_changes_before_it_was_shown_is_done_without(
     assert any("2 images could not be used" in line for line in lines)
 
 
-def test_a_collection_that_vanishes_once_all_of_it_was_shown_is_not_missed(config, monkeypatch, tmp_path):
-    whole = train(dataclasses.replace(config, out=tmp_path / "whole"), **SILENT)
+@pytest.mark.slow
+def test_a_collection_that_vanishes_once_all_of_it_was_shown_is_not_missed(config, whole, monkeypatch, tmp_path):
     at_step(monkeypatch, 11, lambda: shutil.rmtree(tmp_path / "faces"))
     run = train(config, **SILENT)
     assert run.status["state"] == "finished" and quarantine(run) == {}
     assert (run.directory / "log.jsonl").read_bytes() == (whole.directory / "log.jsonl").read_bytes()
 
 
-def test_a_picture_that_vanished_between_sessions_keeps_its_place(config, tmp_path):
+@pytest.mark.slow
+def test_a_picture_that_vanished_between_sessions_keeps_its_place(begun, tmp_path):
     """The order of the others is as it was, so the run goes on from where it is."""
-    train(config, hours=0, **SILENT)
     (tmp_path / "faces/020.png").unlink()
     (tmp_path / "faces/new.png").write_bytes(b"<html>")  # would be named, were it used
     lines = []
-    run = train(config, report=lines.append)
+    run = train(begun, report=lines.append)
     assert run.status["state"] == "finished" and quarantine(run) == {"020.png": "no longer there"}
     assert run.records("epoch")[-1]["step"] == 20
     assert "1 images are new since the run began and are not used" in lines
 
 
-def test_a_folder_that_moved_is_the_same(config, tmp_path):
-    train(config, hours=0, **SILENT)
+@pytest.mark.slow
+def test_a_folder_that_moved_is_the_same(begun, tmp_path):
     (tmp_path / "faces").rename(tmp_path / "elsewhere")
-    assert train(dataclasses.replace(config, data=tmp_path / "elsewhere"), **SILENT).status["state"] == "finished"
+    assert train(dataclasses.replace(begun, data=tmp_path / "elsewhere"), **SILENT).status["state"] == "finished"
 
 
-def test_other_pictures_are_refused_on_going_on(config, tmp_path):
-    train(config, hours=0, **SILENT)
+@pytest.mark.slow
+def test_other_pictures_are_refused_on_going_on(begun, tmp_path):
     for number in (1, 2, 3):
         (tmp_path / f"faces/{number:03}.png").unlink()
     with pytest.raises(InputError, match="was trained on other images; data: expected the 40 of"):
-        train(config, **SILENT)
+        train(begun, **SILENT)
 
 
-def test_pictures_that_went_bad_between_sessions_are_refused_before_another_step(config, tmp_path):
-    train(config, hours=0, **SILENT)
+@pytest.mark.slow
+def test_pictures_that_went_bad_between_sessions_are_refused_before_another_step(begun, tmp_path):
     for number in (1, 2, 3):
         (tmp_path / f"faces/{number:03}.png").write_bytes(b"<html>")
     with pytest.raises(InputError, match="to be bad"):
-        train(config, **SILENT)
-    assert len(Run(config.out).records("steps")) == 1
+        train(begun, **SILENT)
+    assert len(Run(begun.out).records("steps")) == 1
 
 
+@pytest.mark.slow
 def test_a_limit_takes_the_same_pictures_from_a_folder_that_has_grown(config, tmp_path):
     limited = dataclasses.replace(config, limit=20)
     whole = train(dataclasses.replace(limited, out=tmp_path / "whole"), **SILENT)
@@ -152,9 +183,9 @@ def test_a_limit_takes_the_same_pictures_from_a_folder_that_has_grown(config, tm
     assert not any("new since" in line for line in lines), "who sets a limit knows that there are more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("everything", [False, True])
-def test_too_many_that_vanish_in_mid_run_stop_it_and_it_goes_on_when_they_are_back(config, monkeypatch, tmp_path, everything):
-    whole = train(dataclasses.replace(config, out=tmp_path / "whole"), **SILENT)
+def test_too_many_that_vanish_in_mid_run_stop_it_and_it_goes_on_when_they_are_back(config, whole, monkeypatch, tmp_path, everything):
     folder, aside = tmp_path / "faces", tmp_path / "aside"
     aside.mkdir()
 
@@ -177,9 +208,3 @@ def test_too_many_that_vanish_in_mid_run_stop_it_and_it_goes_on_when_they_are_ba
     run = train(slow, **SILENT)
     assert run.status["state"] == "finished"
     assert [line["step"] for line in run.records("epoch")] == [line["step"] for line in whole.records("epoch")]
-
-
-def test_duplicates_are_used_once(config, tmp_path):
-    shutil.copy(tmp_path / "faces/005.png", tmp_path / "faces/zzz.png")
-    run = train(config, hours=0, **SILENT)
-    assert quarantine(run) == {"zzz.png": "the same bytes as 005.png"} and run.read("environment.json")["images"] == 40

@@ -18,12 +18,23 @@ from facegen_keras.runs.folder import Run
 from facegen_keras.training import train
 
 SILENT = dict(report=lambda line: None)
+TINY = RunConfig.preset("demo", image_size=32, width=2, batch_size=8, limit=64, epochs=2, save_minutes=0)
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 
 @pytest.fixture
 def config(tmp_path):
-    return RunConfig.preset("demo", image_size=32, width=4, batch_size=8, limit=64, epochs=3, save_minutes=0,
-                            out=tmp_path / "run")
+    return dataclasses.replace(TINY, out=tmp_path / "run")
+
+
+def drawn_noise(run):
+    return [line["noise_std"] for line in run.records("steps")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed_noise(tmp_path_factory):
+    """Of each step of a run that does not diverge."""
+    return drawn_noise(train(dataclasses.replace(TINY, out=tmp_path_factory.mktemp("whole") / "run"), **SILENT))
 
 
 def poison(monkeypatch, when, network="generator", which="trainable_variables", value=np.nan):
@@ -52,28 +63,24 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "weight"), WEIGHTS.values(), ids=WEIGHTS)
-def test_one_bad_weight_is_recovered_from(config, monkeypatch, what, weight):
+def test_one_bad_weight_is_recovered_from_with_other_random_numbers(config, monkeypatch, undisturbed_noise, what, weight):
     poison(monkeypatch, once(13), **weight)
     lines = []
     run = train(config, report=lines.append)
-    assert run.status["state"] == "finished" and run.status["epoch"] == 3
+    assert run.status["state"] == "finished" and run.status["epoch"] == 2
     [recovery] = run.records("recovery")
     assert recovery["step"] == 13 and recovery["noticed_at_step"] == 14, "one logging interval, here one step"
     assert recovery["reason"].startswith(f"{what} is not finite") and any("(1 of 3)" in line for line in lines)
-    assert [line["step"] for line in run.records("steps")] == list(range(1, 25))
+    assert [line["step"] for line in run.records("steps")] == list(range(1, 17))
     with np.load(checkpoints(run.directory / "checkpoints")[-1]) as state:
         assert all(np.isfinite(state[name]).all() for name in state.files if name != "place")
+    noise = drawn_noise(run)
+    assert noise[:13] == undisturbed_noise[:13] and not set(noise[13:]) & set(undisturbed_noise[13:])
 
 
-def test_it_goes_on_with_other_random_numbers(config, monkeypatch, tmp_path):
-    whole = train(config, **SILENT)
-    poison(monkeypatch, once(13))
-    recovered = train(dataclasses.replace(config, out=tmp_path / "recovered"), **SILENT)
-    noise = [[line["noise_std"] for line in run.records("steps")] for run in (whole, recovered)]
-    assert noise[0][:13] == noise[1][:13] and not set(noise[0][13:]) & set(noise[1][13:])
-
-
+@pytest.mark.slow
 def test_again_and_again_stops_after_three_with_the_good_state_kept(config, monkeypatch):
     seeds = []
 
@@ -108,16 +115,34 @@ def test_a_state_that_is_not_finite_is_not_saved(config, tmp_path):
     assert not checkpoints(tmp_path)
 
 
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("moment", ["before saving", "after saving"])
-def test_a_kill_in_the_midst_of_going_back_changes_nothing(config, monkeypatch, times, moment):
-    """The record and the random numbers belong together, whatever of it was written."""
-    doomed = {config.seed, *(int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0]) for number in range(1, times))}
+def left_by(run):
+    return (run.directory / "log.jsonl").read_bytes(), checkpoints(run.directory / "checkpoints")[-1].read_bytes()
+
+
+def poison_times(monkeypatch, times):
+    """Makes a run go back so often."""
+    seed = TINY.seed
+    doomed = {seed, *(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) for number in range(1, times))}
     poison(monkeypatch, lambda steps_done, model: steps_done == 13 and int(model.seed_generator.state[0]) in doomed)
-    run = train(config, **SILENT)
-    assert len(run.records("recovery")) == times
-    expected = [(run.directory / "log.jsonl").read_bytes(), checkpoints(run.directory / "checkpoints")[-1].read_bytes()]
-    original, kills = training_module.save, []
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def gone_back(request, tmp_path_factory):
+    """How often a run went back, and what it left."""
+    with pytest.MonkeyPatch.context() as patch:
+        poison_times(patch, request.param)
+        run = train(dataclasses.replace(TINY, out=tmp_path_factory.mktemp("back") / "run"), **SILENT)
+    assert len(run.records("recovery")) == request.param
+    return request.param, left_by(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before saving", "after saving"])
+def test_a_kill_in_the_midst_of_going_back_changes_nothing(config, monkeypatch, gone_back, moment):
+    """The record and the random numbers belong together, whatever of it was written."""
+    times, expected = gone_back
+    poison_times(monkeypatch, times)
+    original, kills = training.save, []
 
     def killed(gan, session, *log_bytes):
         if len(session.recoveries) == times and not kills:
@@ -127,17 +152,16 @@ def test_a_kill_in_the_midst_of_going_back_changes_nothing(config, monkeypatch, 
 
     monkeypatch.setattr(training_module, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(config, fresh=True, **SILENT)
-    train(config, **SILENT)
-    assert kills and [(run.directory / "log.jsonl").read_bytes(),
-                      checkpoints(run.directory / "checkpoints")[-1].read_bytes()] == expected
+        train(config, **SILENT)
+    assert kills and left_by(train(config, **SILENT)) == expected
 
 
+@pytest.mark.slow
 def test_collapse_is_warned_about_in_the_log(config, monkeypatch):
     monkeypatch.setattr(callbacks_module, "FEW_STEPS", 10)
     original = FaceGAN.generate
     monkeypatch.setattr(FaceGAN, "generate", lambda self, count, seed=0: original(self, 1, seed).repeat(count, axis=0))
-    lines = []
+    config, lines = dataclasses.replace(config, epochs=3), []
     run = train(config, report=lines.append)
     warned = ["warning" in record for record in run.records("samples")]
     assert warned == [False, True, True], "too early to tell after 8 steps"

@@ -11,6 +11,7 @@ from functools import partial
 import keras
 import numpy as np
 import pytest
+import under_jax
 
 from facegen_keras.runs.start import load_gan
 from facegen_keras.runs import start as start_module
@@ -27,6 +28,7 @@ from facegen_keras.gan import FaceGAN
 from facegen_keras.training import train
 
 SMALL = dict(image_size=32, width=4, latent_dim=8, components=3, batch_size=8, limit=40, precision="float32")
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 VARIATIONAL = SMALL | dict(loss="variational", gamma=(0, 0), g_learning_rate=1e-3, d_learning_rate=1e-3)
 
 
@@ -55,6 +57,7 @@ def updates():
     return seen, sums, gan.fit(batch()[0], batch_size=8, epochs=3, verbose=0).history["reconstruction_loss"]  # compiled
 
 
+@pytest.mark.slow
 def test_the_loss_is_what_its_page_says():
     """By hand: one Gaussian is the prior, so that the divergence is a textbook's."""
     gan = FaceGAN.from_run_config(RunConfig.preset("small", **VARIATIONAL | {"components": 1}))
@@ -80,24 +83,12 @@ def test_the_loss_is_what_its_page_says():
     assert error == pytest.approx(by_hand, rel=0.02)
 
 
-@pytest.mark.parametrize("shares", [[[1.0, 0.0]], [[0.0, 1.0]], [[1e-30, 1.0]]])
-def test_a_share_of_zero_leaves_numbers_and_gradients_finite(shares):
-    shares, latents = keras.Variable(shares), keras.Variable([-8.0, -1.0, 0.0, 1.0, 8.0])
-
-    def total():
-        chosen, left = choose_component(latents, shares)
-        return keras.ops.sum(left), chosen, left
-
-    (chosen, left), [gradients] = backend.differentiate(total, [[shares, latents]])
-    assert np.array_equal(arrays([chosen])[0].sum(1), np.ones(5))
-    assert all(np.isfinite(array).all() for array in arrays([left, *gradients]))
-
-
+@pytest.mark.slow
 def test_both_backends_make_the_same_updates():
     pytest.importorskip("jax")
     code = "import json, test_encoder; print(json.dumps(test_encoder.updates()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.path.dirname(__file__),
-                          env={**os.environ, "KERAS_BACKEND": "jax"})
+                          env=under_jax.environment())
     assert done.returncode == 0, done.stderr
     (seen, sums, losses), (jax_seen, jax_sums, jax_losses) = updates(), json.loads(done.stdout.splitlines()[-1])
     np.testing.assert_allclose(jax_seen, seen, rtol=1e-4)
@@ -115,6 +106,7 @@ def curved_codes(count, seed):
     return np.stack([5 + 10 * first, second, other], 1).astype("float32")
 
 
+@pytest.mark.slow
 def test_a_chain_learns_what_depends_on_what():
     keras.utils.set_random_seed(0)
     chain, codes = Chain(4, trainable=False), curved_codes(5_000, 0)
@@ -133,6 +125,7 @@ def test_a_chain_learns_what_depends_on_what():
     assert abs(np.corrcoef(drawn[:, 2], drawn[:, 0])[0, 1]) < 0.1
 
 
+@pytest.mark.slow
 def test_a_chain_draws_from_the_density_that_it_gives():
     """Chances of boxes, from the density on a grid and from codes, of weights that nobody has fitted."""
     keras.utils.set_random_seed(0)
@@ -193,6 +186,7 @@ def first_run(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_with_an_encoder_resumes_exactly(first_run, tmp_path):
     config = RunConfig.preset("small", **VARIATIONAL, epochs=2, out=str(tmp_path / "broken"))
     assert train(config, hours=0, report=quiet).status["state"] == "paused"
@@ -207,6 +201,7 @@ def test_a_run_with_an_encoder_resumes_exactly(first_run, tmp_path):
     assert load_gan(first_run).generate(4).shape == (4, 32, 32, 3)
 
 
+@pytest.mark.slow
 def test_a_gan_begins_with_what_an_encoder_has_taught(first_run, tmp_path, monkeypatch):
     monkeypatch.setattr(start_module, "fit_chain", partial(fit_chain, passes=2_000))
     config = RunConfig.preset("small", **SMALL, epochs=1, start=str(first_run), out=str(tmp_path / "gan"),
@@ -231,6 +226,7 @@ def test_a_gan_begins_with_what_an_encoder_has_taught(first_run, tmp_path, monke
     assert sum(step > 5e-3 for step in moved) == len(generator) - len(frozen), "all but the chain"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "line"), [
     (dict(width=8), "width, with start=.*: expected 4, got 8; set width as in that run"),
     (dict(components=0), "components, with start=.*: expected at least 1, got 0; set components=8"),
@@ -243,6 +239,7 @@ def test_another_generator_is_refused_before_anything_is_written(first_run, tmp_
     assert not Run(tmp_path / "gan").exists()
 
 
+@pytest.mark.slow
 def test_a_generator_without_its_encoder_is_refused(first_run, tmp_path):
     shutil.copytree(first_run, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints"))
     config = RunConfig.preset("small", **SMALL, start=str(tmp_path / "bare"), out=str(tmp_path / "gan"))
@@ -251,6 +248,7 @@ def test_a_generator_without_its_encoder_is_refused(first_run, tmp_path):
     assert not Run(tmp_path / "gan").exists()
 
 
+@pytest.mark.slow
 def test_a_run_cannot_begin_with_itself(first_run):
     """With --fresh that would be the end of it."""
     config = RunConfig.preset("small", **SMALL, start=str(first_run), out=str(first_run))
@@ -259,6 +257,7 @@ def test_a_run_cannot_begin_with_itself(first_run):
     assert load_gan(first_run)
 
 
+@pytest.mark.slow
 def test_moving_statistics_are_begun_with_as_well(tmp_path):
     demo = dict(image_size=32, width=2, batch_size=8, limit=40, epochs=1)
     train(RunConfig.preset("demo", **demo, out=str(tmp_path / "first")), report=quiet)

@@ -558,6 +558,7 @@ def test_loading_and_checking_need_no_tensorflow(many):
     assert done.stdout.strip() == "40 {} False", done.stderr
 
 
+@pytest.mark.slow
 def test_a_process_may_end_in_the_middle_of_a_stream(tmp_path):
     noise = save(Image.effect_noise((256, 256), 90).convert("RGB"), "JPEG")
     folder_of(tmp_path, {f"{i}.jpg": noise for i in range(256)})

@@ -624,6 +624,7 @@ def test_a_push_in_the_chain_that_is_lost_is_settled_at_the_next_start(server, t
     assert len(server.kernels[REF]) == 3
 
 
+@pytest.mark.slow
 def test_two_who_follow_one_chain_are_one_too_many(server, tmp_path):
     server.execute = one_epoch_each(2, seconds=5)
     first = subprocess.Popen([sys.executable, SCRIPT, tmp_path / "kernel"], env={**os.environ, **server.environment()},
@@ -640,6 +641,7 @@ def test_two_who_follow_one_chain_are_one_too_many(server, tmp_path):
 KILLS = 10
 
 
+@pytest.mark.slow
 def test_killing_the_command_leads_to_no_second_session_and_no_lost_one(server, tmp_path):
     epochs, chance, kills = 8, random.Random(0), 0
     server.execute = one_epoch_each(epochs, seconds=0.5)

@@ -18,6 +18,7 @@ from facegen_keras.runs.folder import Run
 from facegen_keras.training import train
 
 pytest.importorskip("nbclient")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,13 @@
 """Each metric on data whose answer is known, what the faults of a generator do to it, and the command that measures a run."""
 
 import json
-import os
 import subprocess
 import sys
 import types
 
 import numpy as np
 import pytest
+import under_jax
 
 from facegen_keras.features import distances as distances_module
 from facegen_keras.features import features as features_module
@@ -283,6 +283,7 @@ def test_copies_are_found(copies, found):
     assert distances_module.copying(held_out, held_out) == {"copy_ratio": 1, "copy_share": pytest.approx(0.01, abs=0.005)}
 
 
+@pytest.mark.slow
 def test_copies_moved_by_a_pixel_are_found():
     large = draw(200, 0, 64)
     train = distances_module.thumbnails(large)
@@ -393,11 +394,6 @@ def test_an_answer_counts_only_if_it_is_sure():
     assert answers[:, 0].tolist() == [reader_module.UNSURE, 2] and (answers[:, 1:] == reader_module.UNSURE).all()
 
 
-@pytest.fixture(scope="module")
-def reader():
-    return reader_module.ModeReader(32, num_faces=3000, epochs=8)
-
-
 def test_disturbed_faces_are_the_same_faces():
     shown = reader_module.disturbed(FACES, np.random.default_rng(0))
     assert shown.dtype == "uint8" and np.array_equal(shown, reader_module.disturbed(FACES, np.random.default_rng(0)))
@@ -408,19 +404,27 @@ def test_disturbed_faces_are_the_same_faces():
     assert 4 < nearest.min() and nearest.max() < 60
 
 
-def test_faults_do_not_hide_which_kinds_there_are(reader):
-    fresh, real = draw(1500, 78), features_module.in_batches(reader, draw(1500, 79))
-    assert reader_module.mode_coverage(features_module.in_batches(reader, fresh), real, reader.judged)[1] == []
+@pytest.fixture(scope="module")
+def read(reader):
+    """Drawn faces, what is in them, what is seen in them, and what is seen in others."""
+    images, labels = metrics.drawn_faces(1500, 32, 78)
+    return images, labels, metrics.in_batches(reader, images), metrics.in_batches(reader, draw(1500, 79))
+
+
+@pytest.mark.slow
+def test_faults_do_not_hide_which_kinds_there_are(reader, read):
+    fresh, _, seen, real = read
+    assert metrics.mode_coverage(seen, real, reader.judged)[1] == []
     for faulty in (fresh[:, :, ::-1], blurred(fresh)):
         seen = features_module.in_batches(reader, faulty)
         scores, missing = reader_module.mode_coverage(seen, real, reader.judged)
         assert scores["kinds_covered"] > 0.9 and scores["pairs_covered"] > 0.85, (missing, scores)
 
 
-def test_a_reader_knows_what_it_can_tell(reader):
+@pytest.mark.slow
+def test_a_reader_knows_what_it_can_tell(reader, read):
     assert reader.accuracy["background"] > 0.9 and reader.accuracy["hat"] > 0.8
-    images, labels = reader_module.drawn_faces(600, 32, 77)
-    answers = features_module.in_batches(reader, images)
+    _, labels, answers, _ = read
     for column, (name, kinds) in enumerate(reader.judged.items()):
         for kind in kinds:
             given = answers[:, column] == kind
@@ -429,18 +433,19 @@ def test_a_reader_knows_what_it_can_tell(reader):
     assert left_out > 0, "a small reader cannot tell everything"
 
 
-def test_faces_without_hats_are_found_out_by_their_pictures(reader):
-    images, labels = reader_module.drawn_faces(1500, 32, 78)
-    bare = features_module.in_batches(reader, images[labels[:, 8] == 0])
-    real = features_module.in_batches(reader, draw(1500, 79))
-    scores, missing = reader_module.mode_coverage(bare, real, reader.judged)
+@pytest.mark.slow
+def test_faces_without_hats_are_found_out_by_their_pictures(reader, read):
+    _, labels, seen, real = read
+    scores, missing = metrics.mode_coverage(seen[labels[:, 8] == 0], real, reader.judged)
     assert missing and all(kind.startswith("hat ") for kind in missing)
-    fresh, none = reader_module.mode_coverage(features_module.in_batches(reader, images), real, reader.judged)
+    fresh, none = metrics.mode_coverage(seen, real, reader.judged)
     assert none == [] and fresh["pairs_covered"] > 0.98
 
 
 # the record
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_pairs")
 def test_the_record(tmp_path):
     calls = []
     record = metrics_module.evaluate([FRESH[:100], blurred(FRESH[100:200])], FACES, FRESH[200:], (4, 5),
@@ -458,6 +463,8 @@ def test_the_record(tmp_path):
     assert metrics_module.metrics_table(record).count("\n") == len(record["metrics"])
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_pairs")
 def test_a_perfect_generator_scores_as_held_out_faces_do():
     record = metrics_module.evaluate([draw(300, 5)], FACES, FRESH)
     for name in ("frechet", "precision", "recall", "density", "coverage", "pair_similarity", "copy_ratio"):
@@ -465,6 +472,8 @@ def test_a_perfect_generator_scores_as_held_out_faces_do():
         assert metric["mean"] == pytest.approx(metric["floors"]["held_out"], rel=0.2), name
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_pairs")
 def test_without_held_out_faces_half_of_those_trained_on_stand_in():
     record = metrics_module.evaluate([FRESH[:200]], FACES)
     assert record["stand_in"] and record["counts"] == {"generated": 150, "train": 150, "held_out": 150}
@@ -476,18 +485,22 @@ def test_without_held_out_faces_half_of_those_trained_on_stand_in():
 
 FIGURES = """
 import json, sys
+from functools import partial
 import numpy as np
 from facegen_keras import metrics
+metrics.pair_scores = partial(metrics.pair_scores, num_pairs=200)
 faces = np.load(sys.argv[1])
 print(json.dumps(metrics_module.evaluate([faces["generated"]], faces["train"], faces["held_out"])["metrics"]))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_pairs")
 def test_jax_gives_the_same_figures(tmp_path):
     pytest.importorskip("jax")
     np.savez(tmp_path / "faces.npz", generated=blurred(FRESH[:150]), train=FACES, held_out=FRESH[150:])
     done = subprocess.run([sys.executable, "-c", FIGURES, tmp_path / "faces.npz"], capture_output=True, text=True,
-                          env={**os.environ, "KERAS_BACKEND": "jax"})
+                          env=under_jax.environment())
     assert done.returncode == 0, done.stderr
     under_jax = json.loads(done.stdout.splitlines()[-1])
     here = metrics_module.evaluate([blurred(FRESH[:150])], FACES, FRESH[150:])["metrics"]
@@ -513,6 +526,8 @@ def facegen(capfd, monkeypatch, tmp_path):
     return call
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_pairs")
 def test_a_run_on_drawn_faces_is_measured(facegen, tmp_path, monkeypatch, reader):
     monkeypatch.setattr(reader_module, "ModeReader", lambda size, progress: reader)
     assert facegen("train", *TINY, "--out", "run").status == 0
@@ -530,6 +545,8 @@ def test_a_run_on_drawn_faces_is_measured(facegen, tmp_path, monkeypatch, reader
         assert wrong.status == 2 and wrong.err.count("\n") == 1, arguments
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_pairs")
 def test_pictures_that_were_trained_on_are_told_from_the_others(facegen, tmp_path):
     from PIL import Image
 

@@ -18,6 +18,7 @@ from facegen_keras.engine.backend import backend
 from facegen_keras.gan import FaceGAN
 from facegen_keras.losses import discriminator_loss, generator_loss
 
+pytestmark = pytest.mark.slow
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "article_seed0.json").read_text())
 NAMES = [name for _, name, _ in GOLDEN["variables"]]
 
@@ -59,12 +60,22 @@ def real_images():
     return uniform(101, (4, 128, 128, 3))
 
 
+@pytest.fixture(scope="module")
+def gan_once():
+    return FaceGAN.from_run_config(RunConfig.preset("article", precision="float32"))
+
+
 @pytest.fixture
-def gan():
-    gan = FaceGAN.from_run_config(RunConfig.preset("article", precision="float32"))
-    for (index, name, shape), weight in zip(GOLDEN["variables"], by_name(gan).values()):
+def gan(gan_once):
+    """With the formula's weights, before its first step."""
+    for (index, name, shape), weight in zip(GOLDEN["variables"], by_name(gan_once).values()):
         weight.assign(formula_weights(index, name, shape).astype("float32"))
-    return gan
+    for optimizer in (gan_once.d_optimizer, gan_once.g_optimizer):
+        if int(optimizer.iterations):
+            moments = [variable for variable in optimizer.variables if "momentum" in variable.path or "velocity" in variable.path]
+            for variable in (optimizer.iterations, *moments):
+                variable.assign(keras.ops.zeros_like(variable))
+    return gan_once
 
 
 def losses(gan, real_images, latents):
@@ -74,17 +85,19 @@ def losses(gan, real_images, latents):
     return discriminator_loss(real_logits, fake_logits, GOLDEN["label"]), generator_loss(fake_logits), real_logits, fake_logits
 
 
-def gradients(loss, variables):
-    """Of a function without arguments, with respect to Keras variables."""
+def gradients(function, place, variables):
+    """All values of a function without arguments, and the gradient of one of them with respect to Keras variables."""
     if keras.backend.backend() == "tensorflow":
         with backend.engine.GradientTape() as tape:
-            value = loss()
-        return tape.gradient(value, variables)
+            values = function()
+        return values, tape.gradient(values[place], variables)
 
     def of_arrays(arrays):
         with keras.StatelessScope(zip(variables, arrays)):
-            return loss()
-    return backend.engine.grad(of_arrays)([variable.value for variable in variables])
+            values = function()
+        return values[place], values
+    found, values = backend.engine.grad(of_arrays, has_aux=True)([variable.value for variable in variables])
+    return values, found
 
 
 def test_parameter_counts_are_the_articles(gan):
@@ -100,15 +113,13 @@ def test_inference_matches(gan, latents):
 
 
 def test_losses_logits_and_gradient_norms_match(gan, real_images, latents):
-    d_loss, g_loss, real_logits, fake_logits = losses(gan, real_images, latents)
-    before = GOLDEN["before"]
-    np.testing.assert_allclose([float(d_loss), float(g_loss)], [before["d_loss"], before["g_loss"]], rtol=1e-4)
-    np.testing.assert_allclose(np.ravel(real_logits), before["real_logits"], atol=1e-4)
-    np.testing.assert_allclose(np.ravel(fake_logits), before["fake_logits"], atol=1e-4)
-
-    weights = by_name(gan)
+    before, weights = GOLDEN["before"], by_name(gan)
     for place, recorded in enumerate((GOLDEN["d_loss_gradients"], GOLDEN["g_loss_gradients"])):
-        found = gradients(lambda: losses(gan, real_images, latents)[place], [weights[name] for name in recorded])
+        (d_loss, g_loss, real_logits, fake_logits), found = gradients(
+            lambda: losses(gan, real_images, latents), place, [weights[name] for name in recorded])
+        np.testing.assert_allclose([float(d_loss), float(g_loss)], [before["d_loss"], before["g_loss"]], rtol=1e-4)
+        np.testing.assert_allclose(np.ravel(real_logits), before["real_logits"], atol=1e-4)
+        np.testing.assert_allclose(np.ravel(fake_logits), before["fake_logits"], atol=1e-4)
         for name, gradient in zip(recorded, found, strict=True):
             if not is_useless_bias(name):
                 norm = np.linalg.norm(np.array(gradient, "float64"))

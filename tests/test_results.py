@@ -1,30 +1,31 @@
 """The records behind 40_results: trained once, measured against the right pictures, the same the second time."""
 
+import functools
 import json
-from functools import partial
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from facegen_keras import gan as gan_module
-from facegen_keras.measure import experiments as experiments_module
-from facegen_keras.measure.work import step_gflop
-from facegen_keras.runs.folder import Run
-from facegen_keras.base.errors import InputError
-from facegen_keras.config import RunConfig
-from facegen_keras.gan import FaceGAN
-from facegen_keras.measure.reader import ModeReader
-from facegen_keras.measure.experiments import (
+from facegen_keras import gan, results
+from facegen_keras.benchmark import step_gflop
+from facegen_keras.checkpoint import Run
+from facegen_keras.config import InputError, RunConfig
+from facegen_keras.gan import make_networks
+from facegen_keras.results import (
     ABLATIONS, ARMS, DRAWN, DRAWN_ON_GPU, ON_GPU, SMALL, farthest_faces, measure_arms, short_runs, write_pictures)
 from facegen_keras.toyfaces import ToyFaces
 
 RECORDS = Path(__file__).parents[1] / "nbs" / "records"
 TINY = dict(image_size=32, width=4, batch_size=8, limit=120)
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 PAIR = {"first": dict(preset="demo", epochs=(1, 2)), "second one": dict(preset="modern", epochs=(1,))}
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_pairs")
 def test_a_record_of_two_small_arms(tmp_path, monkeypatch):
     faces = ToyFaces(260, 32, seed=0)
     (tmp_path / "faces").mkdir()
@@ -66,16 +67,23 @@ def test_the_farthest_faces_are_those_like_no_real_one():
     assert np.array_equal(found, faces[[41, 17]]) or np.array_equal(found, faces[[17, 41]])
 
 
+@functools.cache
+def gflop_of(config):
+    generator, discriminator = make_networks(config)
+    return step_gflop(types.SimpleNamespace(generator=generator, discriminator=discriminator, config=config))
+
+
 def tflop(
     arm: dict,  # as in `ARMS`
     limit: int = SMALL["limit"],
 ) -> dict:  # epochs -> work until then
     settings = {name: value for name, value in arm.items() if name not in ("preset", "epochs")}
     config = RunConfig.preset(arm["preset"], **settings | SMALL, precision="float32")
-    epoch = limit // config.batch_size * config.batch_size * step_gflop(FaceGAN.from_run_config(config)) / 1000
+    epoch = limit // config.batch_size * config.batch_size * gflop_of(config) / 1000
     return {epochs: epochs * epoch for epochs in arm["epochs"]}
 
 
+@pytest.mark.slow
 def test_the_arms_of_the_race_do_equal_work():
     """Where the epochs end, within two per cent; and the first third is no more than a third."""
     ends = [max(tflop(arm).values()) for arm in (ARMS | ABLATIONS).values()]
@@ -88,6 +96,7 @@ def test_the_arms_of_the_race_do_equal_work():
     np.testing.assert_allclose(ends, ends[0], rtol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record, arms, limit", [
     ("quality_celeba", ARMS, 9_000), ("quality_celeba_gpu", ON_GPU, 9_000), ("quality_drawn", DRAWN, 30_000),
     ("quality_drawn_gpu", DRAWN_ON_GPU, 60_000)])
@@ -98,9 +107,11 @@ def test_each_record_is_that_of_its_arms(record, arms, limit):
     assert found == pytest.approx(expected, abs=0.01)
 
 
-def test_drawn_faces_come_with_the_kinds_that_are_missing(tmp_path, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_pairs")
+def test_drawn_faces_come_with_the_kinds_that_are_missing(tmp_path, monkeypatch, reader):
     arms = {"one": dict(preset="demo", epochs=(1,))}
-    monkeypatch.setattr(experiments_module, "ModeReader", partial(ModeReader, num_faces=1_000, epochs=12))
+    monkeypatch.setattr(results, "ModeReader", lambda image_size: reader)
     with pytest.raises(InputError, match="seeds: expected one with drawn faces"):
         measure_arms(arms, (0, 1), "toy", str(tmp_path), count=100, small=TINY)
     record = measure_arms(arms, (0,), "toy", str(tmp_path), count=100, small=TINY)
@@ -109,6 +120,7 @@ def test_drawn_faces_come_with_the_kinds_that_are_missing(tmp_path, monkeypatch)
     assert record["floors"]["kinds_covered"]["held_out"] == 1
 
 
+@pytest.mark.slow
 def test_short_runs_tell_what_became_of_each(tmp_path, monkeypatch):
     arms = {"lost one": dict(preset="demo", epochs=(9,)), "sound": dict(preset="modern", epochs=(9,))}
     original = gan_module.FaceGAN.draw_noise

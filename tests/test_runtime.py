@@ -20,12 +20,14 @@ def python(code):
                           cwd=Path(__file__).parent)
 
 
+@pytest.mark.slow
 def test_everything_imports_without_notebook_tools():
     names = "RunConfig, FaceGAN, make_generator, make_discriminator, load_faces, train"
     done = python(f"{BLOCK}; from facegen_keras import {names}; import facegen_keras.cli")
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_works_without_notebook_tools(tmp_path):
     arguments = ["train", "--out", str(tmp_path / "run"), *(word for setting in TINY for word in ("--set", setting))]
     done = python(f"{BLOCK}; from facegen_keras.cli import main; main({arguments!r})")

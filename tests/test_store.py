@@ -346,6 +346,7 @@ print(own_memory() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="asks Linux how much memory is a process's own")
 def test_200_000_pictures_are_kept_without_holding_them_in_memory():
     held = 200_000 * 16 * 16 * 3
@@ -364,6 +365,7 @@ print(hashlib.sha256(b"".join(np.asarray(batch).tobytes() for batch in stream)).
 """
 
 
+@pytest.mark.slow
 def test_jax_gets_the_same_batches_without_tensorflow(folder):
     if not importlib.util.find_spec("jax"):
         pytest.skip("jax is not installed")
