@@ -59,7 +59,7 @@ def reader(tmp_path_factory):
     import filelock
     import numpy as np
 
-    from facegen_keras.metrics import ModeReader, make_reader
+    from facegen_keras.measure.reader import ModeReader, make_reader
 
     folder = tmp_path_factory.getbasetemp()
     path = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "reader.npz"

@@ -11,7 +11,11 @@ import sys
 
 import quick_pictures
 
-from facegen_keras import RunConfig, checkpoint, training
+from facegen_keras import RunConfig
+from facegen_keras.runs import callbacks as callbacks_module
+from facegen_keras.runs import checkpoint as checkpoint_module
+from facegen_keras.runs import folder as folder_module
+from facegen_keras import training as training_module
 
 POINTS = {  # what a session does: where the function is that does it
     "write a piece of a checkpoint": (checkpoint_module.DigestingFile, "write"),
@@ -52,10 +56,10 @@ def kill_at(point, count, after):
 
 
 def session(config, point=None, count=0, after=False):
-    training.LINES_PER_EPOCH = 2  # of six steps, so that some saves fall between two lines
+    callbacks_module.LINES_PER_EPOCH = 2  # of six steps, so that some saves fall between two lines
     if point:
         kill_at(point, int(count), after in (True, "True"))
-    training.train(RunConfig.from_json(config))
+    training_module.train(RunConfig.from_json(config))
 
 
 def fork_sessions():

@@ -1,7 +1,6 @@
 """TensorFlow and JAX, one device and several, one process and two: the same mathematics, the same run directory."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -13,9 +12,12 @@ import numpy as np
 import pytest
 import under_jax
 
-from facegen_keras.checkpoint import Place, Run, checkpoints, restore_checkpoint, restore_newest, save_checkpoint
+from facegen_keras.runs.start import load_gan
+from facegen_keras.runs.checkpoint import Place, checkpoints, restore_checkpoint, restore_newest, save_checkpoint
+from facegen_keras.runs.folder import Run
 from facegen_keras.config import RunConfig
-from facegen_keras.gan import FaceGAN, backend
+from facegen_keras.engine.backend import backend
+from facegen_keras.gan import FaceGAN
 from facegen_keras.training import train
 
 pytest.importorskip("jax")
@@ -172,7 +174,7 @@ def test_a_run_moves_between_backends_and_resumes_exactly_under_jax(jax_runs):
 
     lines = []
     config = RunConfig.from_json((broken / "config.json").read_text()).to_dict()
-    gan = FaceGAN.load(broken)
+    gan = load_gan(broken)
     restore_checkpoint(gan, checkpoints(broken / "checkpoints")[-1])
     for name, array in first.items():
         if name.startswith("generator/"):

@@ -109,11 +109,11 @@ def test_inside_kaggle_there_is_a_budget_by_itself(monkeypatch):
 def test_saves_keep_their_distance(config, monkeypatch):
     """A save may take two per cent of the time: here it takes 7 s, so there are 350 s between them."""
     Clock(monkeypatch).step = 35.0
-    monkeypatch.setattr(training, "LINES_PER_EPOCH", 1)
+    monkeypatch.setattr(callbacks_module, "LINES_PER_EPOCH", 1)
     saved = []
-    original = training.save_checkpoint
-    monkeypatch.setattr(training, "save_checkpoint",
-                        lambda gan, directory, place: saved.append(training.time.monotonic()) or original(gan, directory, place))
+    original = callbacks_module.save_checkpoint
+    monkeypatch.setattr(callbacks_module, "save_checkpoint",
+                        lambda gan, directory, place: saved.append(time.monotonic()) or original(gan, directory, place))
     train(dataclasses.replace(config, epochs=5, limit=80, save_minutes=1), **SILENT)
     distances = [later - earlier for earlier, later in itertools.pairwise(saved)]
     assert distances[0] >= 350 - SAVE, "the first save is a part of what the first interval counts"

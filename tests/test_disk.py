@@ -20,9 +20,14 @@ import keras
 import numpy as np
 import pytest
 
-from facegen_keras import RunConfig, checkpoint, load_faces, training
-from facegen_keras.checkpoint import Place, checkpoints, read_state, restore_checkpoint, restore_newest, save_checkpoint
-from facegen_keras.config import InputError, sync, write_file
+from facegen_keras import RunConfig, load_faces, load_gan
+from facegen_keras import training as training_module
+from facegen_keras.runs import callbacks as callbacks_module
+from facegen_keras.runs import checkpoint as checkpoint_module
+from facegen_keras.runs.checkpoint import (
+    Place, checkpoints, read_state, restore_checkpoint, restore_newest, save_checkpoint)
+from facegen_keras.base.errors import InputError
+from facegen_keras.base.files import sync, write_file
 from facegen_keras.gan import FaceGAN
 from facegen_keras.runs.folder import Run
 from facegen_keras.runs.images import open_run
@@ -109,7 +114,7 @@ def assert_only_the_first_is_there(gan, folder, first):
 
 def test_no_space_at_any_write_of_a_checkpoint_keeps_the_one_before(gan, tmp_path, monkeypatch):
     folder, state = tmp_path / "checkpoints", read_state(gan)
-    monkeypatch.setattr(checkpoint, "read_state", lambda gan: state)  # which takes longer than to write it
+    monkeypatch.setattr(checkpoint_module, "read_state", lambda gan: state)  # which takes longer than to write it
     limits = sizes_of_writes(gan, folder)
     first = checkpoints(folder)[0].read_bytes()
     assert len(limits) > 100
@@ -203,7 +208,7 @@ def test_a_flipped_bit_anywhere_is_noticed_and_the_one_before_is_used(gan, tmp_p
         flipped = bytearray(whole)
         flipped[place] ^= 1 << chance.randrange(8)
         newest.write_bytes(flipped)
-        with pytest.raises(checkpoint.DamagedCheckpoint, match="is damaged: its content is not what was written$"):
+        with pytest.raises(checkpoint_module.DamagedCheckpoint, match="is damaged: its content is not what was written$"):
             restore_checkpoint(gan, newest)
     assert restore_newest(gan, folder, lines.append) == Place(1)
     assert lines.pop() == "epoch_0002_step_000000.npz is damaged: its content is not what was written; passed over"

@@ -142,7 +142,7 @@ def test_a_kill_in_the_midst_of_going_back_changes_nothing(config, monkeypatch, 
     """The record and the random numbers belong together, whatever of it was written."""
     times, expected = gone_back
     poison_times(monkeypatch, times)
-    original, kills = training.save, []
+    original, kills = training_module.save, []
 
     def killed(gan, session, *log_bytes):
         if len(session.recoveries) == times and not kills:

@@ -248,6 +248,19 @@ def test_a_generator_without_its_encoder_is_refused(first_run, tmp_path):
     assert not Run(tmp_path / "gan").exists()
 
 
+@pytest.mark.parametrize("shares", [[[1.0, 0.0]], [[0.0, 1.0]], [[1e-30, 1.0]]])
+def test_a_share_of_zero_leaves_numbers_and_gradients_finite(shares):
+    shares, latents = keras.Variable(shares), keras.Variable([-8.0, -1.0, 0.0, 1.0, 8.0])
+
+    def total():
+        chosen, left = choose_component(latents, shares)
+        return keras.ops.sum(left), chosen, left
+
+    (chosen, left), [gradients] = backend.differentiate(total, [[shares, latents]])
+    assert np.array_equal(arrays([chosen])[0].sum(1), np.ones(5))
+    assert all(np.isfinite(array).all() for array in arrays([left, *gradients]))
+
+
 @pytest.mark.slow
 def test_a_run_cannot_begin_with_itself(first_run):
     """With --fresh that would be the end of it."""

@@ -11,8 +11,8 @@ import under_jax
 
 from facegen_keras.features import distances as distances_module
 from facegen_keras.features import features as features_module
-from facegen_keras.measure import reader as reader_module
 from facegen_keras import metrics as metrics_module
+from facegen_keras.measure import reader as reader_module
 from facegen_keras.runs.folder import Run
 from facegen_keras.cli import main
 from facegen_keras.base.errors import InputError
@@ -407,14 +407,14 @@ def test_disturbed_faces_are_the_same_faces():
 @pytest.fixture(scope="module")
 def read(reader):
     """Drawn faces, what is in them, what is seen in them, and what is seen in others."""
-    images, labels = metrics.drawn_faces(1500, 32, 78)
-    return images, labels, metrics.in_batches(reader, images), metrics.in_batches(reader, draw(1500, 79))
+    images, labels = reader_module.drawn_faces(1500, 32, 78)
+    return images, labels, features_module.in_batches(reader, images), features_module.in_batches(reader, draw(1500, 79))
 
 
 @pytest.mark.slow
 def test_faults_do_not_hide_which_kinds_there_are(reader, read):
     fresh, _, seen, real = read
-    assert metrics.mode_coverage(seen, real, reader.judged)[1] == []
+    assert reader_module.mode_coverage(seen, real, reader.judged)[1] == []
     for faulty in (fresh[:, :, ::-1], blurred(fresh)):
         seen = features_module.in_batches(reader, faulty)
         scores, missing = reader_module.mode_coverage(seen, real, reader.judged)
@@ -436,9 +436,9 @@ def test_a_reader_knows_what_it_can_tell(reader, read):
 @pytest.mark.slow
 def test_faces_without_hats_are_found_out_by_their_pictures(reader, read):
     _, labels, seen, real = read
-    scores, missing = metrics.mode_coverage(seen[labels[:, 8] == 0], real, reader.judged)
+    scores, missing = reader_module.mode_coverage(seen[labels[:, 8] == 0], real, reader.judged)
     assert missing and all(kind.startswith("hat ") for kind in missing)
-    fresh, none = metrics.mode_coverage(seen, real, reader.judged)
+    fresh, none = reader_module.mode_coverage(seen, real, reader.judged)
     assert none == [] and fresh["pairs_covered"] > 0.98
 
 
@@ -490,7 +490,7 @@ import numpy as np
 from facegen_keras import metrics
 metrics.pair_scores = partial(metrics.pair_scores, num_pairs=200)
 faces = np.load(sys.argv[1])
-print(json.dumps(metrics_module.evaluate([faces["generated"]], faces["train"], faces["held_out"])["metrics"]))
+print(json.dumps(metrics.evaluate([faces["generated"]], faces["train"], faces["held_out"])["metrics"]))
 """
 
 
@@ -502,11 +502,11 @@ def test_jax_gives_the_same_figures(tmp_path):
     done = subprocess.run([sys.executable, "-c", FIGURES, tmp_path / "faces.npz"], capture_output=True, text=True,
                           env=under_jax.environment())
     assert done.returncode == 0, done.stderr
-    under_jax = json.loads(done.stdout.splitlines()[-1])
+    there = json.loads(done.stdout.splitlines()[-1])
     here = metrics_module.evaluate([blurred(FRESH[:150])], FACES, FRESH[150:])["metrics"]
-    assert under_jax.keys() == here.keys()
+    assert there.keys() == here.keys()
     for name, metric in here.items():
-        assert under_jax[name]["mean"] == pytest.approx(metric["mean"], rel=1e-3, abs=1e-4), name
+        assert there[name]["mean"] == pytest.approx(metric["mean"], rel=1e-3, abs=1e-4), name
 
 
 # the command

@@ -105,15 +105,15 @@ def test_a_gradient_that_overflows_is_left_out_and_its_factor_halved():
 def test_a_run_goes_on_where_the_arithmetic_is_another(tmp_path, monkeypatch):
     """On Kaggle's T4, say, and then at home, and back: with precision=auto."""
     config = dataclasses.replace(TINY, limit=64, epochs=2, precision="auto", out=tmp_path / "run")
-    choose, before = gan.choose_precision, None
+    choose, before = precision_module.choose_precision, None
     for precision, hours in (("float16", 0), ("float32", 0), ("float16", 0), ("bfloat16", None)):
-        for module in (gan, training):
+        for module in (gan_module, images_module, progress_module):
             monkeypatch.setattr(module, "choose_precision", lambda asked, here=precision: here if asked == "auto" else choose(asked))
         lines = []
         run = train(config, hours=hours, report=lines.append)
         assert Run(config.out).read("environment.json")["precision"] == precision
         assert before is None or any(f"since the last session precision {before} is now {precision}" in line for line in lines)
-        assert FaceGAN.load(config.out).generate(4).std() > 0
+        assert load_gan(config.out).generate(4).std() > 0
         before = precision
     assert run.status["state"] == "finished"
 

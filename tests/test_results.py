@@ -1,4 +1,4 @@
-"""The records behind 40_results: trained once, measured against the right pictures, the same the second time."""
+"""The records behind 10_results: trained once, measured against the right pictures, the same the second time."""
 
 import functools
 import json
@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facegen_keras import gan, results
-from facegen_keras.benchmark import step_gflop
-from facegen_keras.checkpoint import Run
-from facegen_keras.config import InputError, RunConfig
+from facegen_keras import gan as gan_module
+from facegen_keras.measure import experiments as experiments_module
+from facegen_keras.measure.work import step_gflop
+from facegen_keras.runs.folder import Run
+from facegen_keras.base.errors import InputError
+from facegen_keras.config import RunConfig
 from facegen_keras.gan import make_networks
-from facegen_keras.results import (
-    ABLATIONS, ARMS, DRAWN, DRAWN_ON_GPU, ON_GPU, SMALL, farthest_faces, measure_arms, short_runs, write_pictures)
+from facegen_keras.measure.experiments import (
+    ABLATIONS, ARMS, DRAWN, DRAWN_ON_GPU, ON_GPU, SMALL_SET, farthest_faces, measure_arms, short_runs, write_pictures)
 from facegen_keras.toyfaces import ToyFaces
 
 RECORDS = Path(__file__).parents[1] / "nbs" / "records"
@@ -75,10 +77,10 @@ def gflop_of(config):
 
 def tflop(
     arm: dict,  # as in `ARMS`
-    limit: int = SMALL["limit"],
+    limit: int = SMALL_SET["limit"],
 ) -> dict:  # epochs -> work until then
     settings = {name: value for name, value in arm.items() if name not in ("preset", "epochs")}
-    config = RunConfig.preset(arm["preset"], **settings | SMALL, precision="float32")
+    config = RunConfig.preset(arm["preset"], **settings | SMALL_SET, precision="float32")
     epoch = limit // config.batch_size * config.batch_size * gflop_of(config) / 1000
     return {epochs: epochs * epoch for epochs in arm["epochs"]}
 
@@ -111,7 +113,7 @@ def test_each_record_is_that_of_its_arms(record, arms, limit):
 @pytest.mark.usefixtures("few_pairs")
 def test_drawn_faces_come_with_the_kinds_that_are_missing(tmp_path, monkeypatch, reader):
     arms = {"one": dict(preset="demo", epochs=(1,))}
-    monkeypatch.setattr(results, "ModeReader", lambda image_size: reader)
+    monkeypatch.setattr(experiments_module, "ModeReader", lambda image_size: reader)
     with pytest.raises(InputError, match="seeds: expected one with drawn faces"):
         measure_arms(arms, (0, 1), "toy", str(tmp_path), count=100, small=TINY)
     record = measure_arms(arms, (0,), "toy", str(tmp_path), count=100, small=TINY)

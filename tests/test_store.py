@@ -21,7 +21,6 @@ from facegen_keras.data import store as store_module
 from facegen_keras.base.errors import InputError
 from facegen_keras.data.check import check_faces
 from facegen_keras.data.pictures import decode_face
-from facegen_keras.data.store import DecodedStore
 from facegen_keras.faces import epoch_flips, epoch_order, load_faces, readable_face
 
 SIDE, COUNT, BAD = 16, 24, (3, 4, 11)
