@@ -126,9 +126,8 @@ def update_networks(
     "Both updates, by the loss of the GAN's run."
     numbers = {"label_factor": lambda: label_factor,
                "gamma": lambda: ops.cast(at_step(gan.gamma, gan.d_optimizer.iterations), "float32")}
-    update = pkgutil.resolve_name(gan.loss_row.update)
-    return update(gan.generator, gan.second, gan.g_optimizer, gan.d_optimizer, real_images, latents,
-                  *(numbers[name]() for name in gan.loss_row.inputs))
+    return gan.update_by_loss(gan.generator, gan.second, gan.g_optimizer, gan.d_optimizer, real_images, latents,
+                              *(numbers[name]() for name in gan.loss_row.inputs))
 
 # %% ../nbs/06_gan.ipynb #f074cf33
 def second_network(gan: "FaceGAN", kind: str) -> keras.Model:
@@ -146,6 +145,7 @@ class FaceGAN(keras.Model):
         super().__init__(name="face_gan")
         self.generator, self.second, self.config = generator, second, config
         self.loss_row, self.ema_generator = LOSSES[config.loss], averaged_copy(generator)
+        self.update_by_loss = pkgutil.resolve_name(self.loss_row.update)
         self.seed_generator = keras.random.SeedGenerator(config.seed)
         rng = np.random.default_rng([config.seed, 1])
         self.session_draws = rng.uniform(*config.input_noise_range), rng.uniform(*config.real_label_range)
