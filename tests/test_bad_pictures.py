@@ -20,7 +20,7 @@ from bad_pictures import BAD, GOOD, HTML, JPEG, make_bad_folder, noise, part, sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facegen_keras.cli import check as check_module
+from facegen_keras.data import check as check_module
 
 from facegen_keras.data import sources as sources_module
 
