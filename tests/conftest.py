@@ -65,7 +65,7 @@ def reader(tmp_path_factory):
     path = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "reader.npz"
     with filelock.FileLock(f"{path}.lock"):
         if not path.exists():
-            trained = ModeReader(32, num_faces=3000, epochs=8)
+            trained = ModeReader(32, num_faces=2000, epochs=8)
             np.savez(path, *trained.network.get_weights(), found=json.dumps([trained.accuracy, trained.judged]))
     reader, network = ModeReader.__new__(ModeReader), make_reader(32)
     with np.load(path) as file:
