@@ -3,14 +3,18 @@
 import ast
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from keras import ops
 
-from facegen_keras import RunConfig, train
+from facegen_keras import FaceGAN, RunConfig, train
+from facegen_keras.base.errors import TrainingDiverged
 from facegen_keras.base.loss_table import LOSSES, Loss
 from facegen_keras.engine.backend import backend
+from facegen_keras.runs.callbacks import WriteLog
+from facegen_keras.runs.checkpoint import state_variables
 from facegen_keras.runs.progress import progress_line
 from facegen_keras.runs.start import load_gan
 
@@ -77,9 +81,17 @@ def test_no_module_compares_the_name_of_a_loss():
 
 def test_an_encoder_is_not_called_a_discriminator():
     config = RunConfig.preset("encoder", width=2, latent_dim=8, components=2, precision="float32")
-    from facegen_keras import FaceGAN
-    from facegen_keras.runs.checkpoint import state_variables
     gan = FaceGAN.from_run_config(config)
     with pytest.raises(AttributeError, match="loss=variational has no discriminator: .* its encoder"):
         gan.discriminator
     assert not any("discriminator" in name for name in state_variables(gan))
+
+
+@pytest.mark.parametrize("loss", ["noisy_labels", "relativistic", "variational"])
+def test_a_loss_far_too_large_means_that_training_has_diverged(loss):
+    row = LOSSES[loss]
+    log = WriteLog(SimpleNamespace(steps_per_epoch=10, epoch=2, step=3))
+    log.set_model(SimpleNamespace(loss_row=row))
+    line = {"kind": "steps"} | dict.fromkeys(row.logged, 0.5) | {row.losses[-1]: 5e10}  # as an encoder's once was
+    with pytest.raises(TrainingDiverged, match=f"{row.losses[-1]} is 5e.10 after epoch 2, step 3"):
+        log.write(line)
