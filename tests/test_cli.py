@@ -259,7 +259,7 @@ def test_a_signal_pauses(tmp_path):
 
 @pytest.mark.slow
 def test_bench_measures_every_contender_in_one_run(facegen, tmp_path, monkeypatch):
-    from facegen_keras import benchmark
+    from facegen_keras.measure import benchmark
 
     in_own_process = benchmark.in_own_process
 
