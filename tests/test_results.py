@@ -14,6 +14,7 @@ from facegen_keras.measure import experiments as experiments_module
 from facegen_keras.measure.work import step_gflop
 from facegen_keras.runs.folder import Run
 from facegen_keras.base.errors import InputError
+from facegen_keras.base.loss_table import LOSSES
 from facegen_keras.config import RunConfig
 from facegen_keras.gan import make_networks
 from facegen_keras.measure.experiments import (
@@ -72,7 +73,7 @@ def test_the_farthest_faces_are_those_like_no_real_one():
 @functools.cache
 def gflop_of(config):
     generator, discriminator = make_networks(config)
-    return step_gflop(types.SimpleNamespace(generator=generator, discriminator=discriminator, config=config))
+    return step_gflop(types.SimpleNamespace(generator=generator, second=discriminator, loss_row=LOSSES[config.loss]))
 
 
 def tflop(
