@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'fixed_latents', 'generate_faces', 'make_network', 'make_networks', 'float_images', 'draw_latents',
-           'with_input_noise', 'update_networks', 'second_network', 'FaceGAN']
+           'with_input_noise', 'update_networks', 'second_network', 'redrawing', 'FaceGAN']
 
 # %% ../nbs/06_gan.ipynb #2aae2310
+import dataclasses
 import pkgutil
 
 import keras
@@ -17,7 +18,7 @@ from .base.loss_table import LOSSES
 from .config import RunConfig
 from .engine.average import averaged_copy, batch_norms, move_average
 from .engine.backend import backend
-from .engine.encoder import Chain, Mixture, make_residual_encoder
+from .engine.encoder import make_residual_encoder
 from .engine.optimizers import BothOptimizers, at_step, make_adam, schedule
 from .engine.precision import DTYPES, choose_precision
 from .faces import to_pixels
@@ -56,15 +57,14 @@ MAKERS = {"dcgan": {"generator": make_generator, "discriminator": make_discrimin
 
 def make_network(
     kind: str,  # generator, discriminator or encoder
-    config: RunConfig,  # networks, image_size, width, latent_dim, precision, loss
-    **more,  # what else its maker takes
+    config: RunConfig,  # networks, image_size, width, latent_dim, precision
+    loss: str,  # that it is to be trained by: a name in LOSSES
 ) -> keras.Model:
     "A fresh network for a run, as fast as the backend can have it."
     dtype = DTYPES[choose_precision(config.precision)]
-    if dtype == "mixed_float16" and kind in LOSSES[config.loss].no_float16:
+    if dtype == "mixed_float16" and kind in LOSSES[loss].no_float16:
         dtype = "float32"
-    if kind != "discriminator":
-        more["latent_dim"] = config.latent_dim
+    more = {} if kind == "discriminator" else {"latent_dim": config.latent_dim}
     network = MAKERS[config.networks][kind](image_size=config.image_size, width=config.width, dtype=dtype, **more)
     backend.speed_up(network)
     for norm in batch_norms(network):
@@ -72,16 +72,14 @@ def make_network(
     return network
 
 # %% ../nbs/06_gan.ipynb #00146e5a
-def make_networks(config: RunConfig) -> tuple[keras.Model, keras.Model]:  # generator, second network
+def make_networks(
+    config: RunConfig,
+    loss: str | None = None,  # that they are to be trained by, a name in LOSSES; None: that of the game
+) -> tuple[keras.Model, keras.Model]:  # generator, second network
     "Fresh networks for a run; the weights are a function of `config.seed`."
     keras.utils.set_random_seed(config.seed)
-    second, more = LOSSES[config.loss].second, {}
-    if config.networks == "residual":
-        more["blocks"] = config.g_blocks
-    if config.components:
-        with_encoder = second == "encoder"  # which alone teaches it
-        more["first"] = (Mixture if with_encoder else Chain)(config.components, name="mixture", trainable=with_encoder)
-    return make_network("generator", config, **more), make_network(second, config)
+    loss = loss or config.loss
+    return tuple(make_network(kind, config, loss) for kind in ("generator", LOSSES[loss].second))
 
 # %% ../nbs/06_gan.ipynb #66222653
 def float_images(
@@ -133,18 +131,24 @@ def update_networks(
 def second_network(gan: "FaceGAN", kind: str) -> keras.Model:
     "The network beside the generator, by its right name; `AttributeError` if it is of another kind."
     if gan.loss_row.second != kind:
-        raise AttributeError(f"a run with loss={gan.config.loss} has no {kind}: beside its generator stands "
-                             f"its {gan.loss_row.second}")
+        raise AttributeError(f"{gan.trained_by} has no {kind}: beside its generator stands its {gan.loss_row.second}")
     return gan.second
+
+# %% ../nbs/06_gan.ipynb #b6ea7625
+def redrawing(config: RunConfig) -> RunConfig:
+    "The config that the optimizers of the first act have: both at one steady rate, with momentum."
+    return dataclasses.replace(config, d_learning_rate=config.redraw_rate, g_learning_rate=config.redraw_rate,
+                               final_rate=1.0, beta_1=0.9)
 
 # %% ../nbs/06_gan.ipynb #d349a1c5
 class FaceGAN(keras.Model):
     "A generator and a second network that a step trains together: a discriminator, or an encoder."
 
-    def __init__(self, generator, second, config: RunConfig):
+    def __init__(self, generator, second, config: RunConfig, loss: str | None = None):  # in LOSSES; None: config's
         super().__init__(name="face_gan")
         self.generator, self.second, self.config = generator, second, config
-        self.loss_row, self.ema_generator = LOSSES[config.loss], averaged_copy(generator)
+        self.trained_by = loss or config.loss
+        self.loss_row, self.ema_generator = LOSSES[self.trained_by], averaged_copy(generator)
         self.update_by_loss = pkgutil.resolve_name(self.loss_row.update)
         self.seed_generator = keras.random.SeedGenerator(config.seed)
         rng = np.random.default_rng([config.seed, 1])
@@ -160,17 +164,18 @@ class FaceGAN(keras.Model):
     update = update_networks
 
     @classmethod
-    def from_run_config(cls, config: RunConfig) -> "FaceGAN":
+    def from_run_config(cls, config: RunConfig, loss: str | None = None) -> "FaceGAN":
         "Fresh networks and optimizers for a run; the weights are a function of `config.seed`."
-        gan = cls(*make_networks(config), config)
+        gan = cls(*make_networks(config, loss), config, loss)
         gan.compile()
         return gan
 
     def compile(self):
         "Two Adams at the config's rates; `fit` needs nothing else."
         super().compile(optimizer=None)
-        self.d_optimizer = make_adam(self.second, self.config.d_learning_rate, self.config)
-        self.g_optimizer = make_adam(self.generator, self.config.g_learning_rate, self.config)
+        config = redrawing(self.config) if self.loss_row.second == "encoder" else self.config
+        self.d_optimizer = make_adam(self.second, config.d_learning_rate, config)
+        self.g_optimizer = make_adam(self.generator, config.g_learning_rate, config)
         self.optimizer = BothOptimizers(self.g_optimizer, self.d_optimizer)
 
     def draw_noise(self):

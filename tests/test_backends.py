@@ -78,7 +78,7 @@ def twenty_steps(folder):
     update = backend.compiled(gan.update, gan.variables + gan.optimizer.variables)
     losses = []
     for seed in range(3):
-        restore_newest(gan, Path(folder, "checkpoints"))
+        restore_newest(gan.config, Path(folder, "checkpoints"), gan=gan)
         rng = np.random.default_rng(seed)
         for _ in range(20):
             images, latents = rng.uniform(-1, 1, (4, 32, 32, 3)), rng.uniform(-1, 1, (4, gan.config.latent_dim))

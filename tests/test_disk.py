@@ -109,7 +109,7 @@ def largest_file(num_bytes):
 
 def assert_only_the_first_is_there(gan, folder, first):
     assert [path.read_bytes() for path in folder.iterdir()] == [first]
-    assert restore_newest(gan, folder) == Place(1)
+    assert restore_newest(TINY, folder, gan=gan)[1] == Place(1)
 
 
 def test_no_space_at_any_write_of_a_checkpoint_keeps_the_one_before(gan, tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_no_space_at_any_write_of_a_checkpoint_keeps_the_one_before(gan, tmp_pat
     assert_only_the_first_is_there(gan, folder, first)
     with largest_file(limits[-1] + 1):
         save_checkpoint(gan, folder, Place(2))
-    assert restore_newest(gan, folder) == Place(2)
+    assert restore_newest(TINY, folder, gan=gan)[1] == Place(2)
 
 
 def test_a_full_disk_at_any_block_of_a_checkpoint_keeps_the_one_before(gan, small_disk):
@@ -141,7 +141,7 @@ def test_a_full_disk_at_any_block_of_a_checkpoint_keeps_the_one_before(gan, smal
         filler.unlink()
         assert_only_the_first_is_there(gan, folder, first)
     save_checkpoint(gan, folder, Place(2))
-    assert restore_newest(gan, folder) == Place(2)
+    assert restore_newest(TINY, folder, gan=gan)[1] == Place(2)
 
 
 @pytest.mark.slow
@@ -210,17 +210,17 @@ def test_a_flipped_bit_anywhere_is_noticed_and_the_one_before_is_used(gan, tmp_p
         newest.write_bytes(flipped)
         with pytest.raises(checkpoint_module.DamagedCheckpoint, match="is damaged: its content is not what was written$"):
             restore_checkpoint(gan, newest)
-    assert restore_newest(gan, folder, lines.append) == Place(1)
+    assert restore_newest(TINY, folder, lines.append, gan=gan)[1] == Place(1)
     assert lines.pop() == "epoch_0002_step_000000.npz is damaged: its content is not what was written; passed over"
     for length in (0, 1, 31, 32, 33, len(whole) // 2, len(whole) - 1):
         newest.write_bytes(whole[:length])
-        assert restore_newest(gan, folder, lines.append) == Place(1)
+        assert restore_newest(TINY, folder, lines.append, gan=gan)[1] == Place(1)
     newest.unlink()
     newest.mkdir()  # opening it is an OSError, like a bad block
-    assert restore_newest(gan, folder, lines.append) == Place(1) and "cannot be read" in lines[-1]
+    assert restore_newest(TINY, folder, lines.append, gan=gan)[1] == Place(1) and "cannot be read" in lines[-1]
     newest.rmdir()
     newest.write_bytes(whole)
-    assert restore_newest(gan, folder) == Place(2)
+    assert restore_newest(TINY, folder, gan=gan)[1] == Place(2)
 
 
 def test_a_disk_that_writes_something_else_keeps_the_one_before(gan, tmp_path, monkeypatch):

@@ -98,8 +98,7 @@ def test_again_and_again_stops_after_three_with_the_good_state_kept(config, monk
     assert [record["step"] for record in run.records("recovery")] == [13, 12, 11], "each time one further"
     assert run.status["state"] == "diverged" and (run.status["epoch"], run.status["step"]) == (1, 5)
     assert "learning_rate" in run.status["reason"]
-    gan = FaceGAN.from_run_config(config)
-    place = restore_newest(gan, run.directory / "checkpoints")
+    gan, place = restore_newest(config, run.directory / "checkpoints")
     assert (place.epoch, place.step) == (1, 5) and callbacks_module.weights_are_finite(gan)
     monkeypatch.undo()
     assert train(config, **SILENT).status["state"] == "finished", "and it can be gone on from"

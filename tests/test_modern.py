@@ -156,13 +156,6 @@ def test_batch_norm_and_pairs_do_not_go_together():
         RunConfig.preset("modern", loss="noisy_labels")
 
 
-def test_blocks_are_those_of_residual_networks():
-    with pytest.raises(InputError, match="g_blocks: expected 1 with networks=dcgan"):
-        RunConfig.preset("article", g_blocks=2)
-    networks = make_networks(RunConfig.preset("modern", **SMALL, g_blocks=3))
-    assert [sum("conv2" in layer.name for layer in network.layers) for network in networks] == [12, 4]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_short_run_stays_finite(precision):

@@ -9,7 +9,7 @@ __all__ = ['RESIDUAL', 'NOTHING', 'NO_PENALTY', 'LOSSES', 'Need', 'Loss']
 import dataclasses
 import math
 
-from .settings import Rule, whole_number
+from .settings import Rule
 
 # %% ../../nbs/base/loss_table.ipynb #9990f6e9
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +61,8 @@ LOSSES = {
         no_float16=("discriminator",),  # the gradients whose length is the penalty are too small for it
         needs=(Need("networks", RESIDUAL, ": batch norm makes what is said of one picture depend on the others",
                     "set networks=residual"),)),
-    "variational": Loss(
-        "an encoder instead of a discriminator", "encoder", "facegen_keras.engine.encoder:variational_update", (3, 3),
+    "redraw": Loss(
+        "an encoder instead of a discriminator", "encoder", "facegen_keras.engine.encoder:redraw_update", (3, 3),
         ("reconstruction_loss",), others=("divergence",), most=1e7,
-        no_float16=("generator", "encoder"),  # one loss of two optimizers, each of which would scale it
-        needs=(Need("networks", RESIDUAL, ": the encoder is built so", "set networks=residual"), NO_PENALTY,
-               Need("components", Rule("at least 1", whole_number(1).accepts), ", which fits them to the encoder's codes",
-                    "set components=128"),
-               Need("input_noise_range", NOTHING, ", which would learn to draw the noise",
-                    "set input_noise_range=0,0"))),
+        no_float16=("generator", "encoder")),  # one loss of two optimizers, each of which would scale it
 }

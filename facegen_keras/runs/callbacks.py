@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LINES_PER_EPOCH', 'COLLAPSED', 'FEW_STEPS', 'MOST_FRAMES', 'BAD_IMAGES', 'log_line', 'mean_line', 'WriteLog',
            'weights_are_finite', 'restore', 'settle_log', 'log_length', 'DrawPictures', 'variety', 'some_real_faces',
-           'film', 'write_film', 'StopInTime', 'SaveState', 'save', 'newest_place', 'WatchImages']
+           'film', 'write_film', 'SpreadCodes', 'StopInTime', 'SaveState', 'save', 'newest_place', 'WatchImages']
 
 # %% ../../nbs/runs/callbacks.ipynb #f6f769dd
 import contextlib
@@ -21,7 +21,8 @@ from ..base.errors import TrainingDiverged, input_error
 from ..base.files import sync
 from ..data.sources import spread
 from ..engine.backend import backend
-from ..faces import Faces, readable_face
+from ..engine.encoder import fit_gaussian, spread_codes
+from ..faces import Faces, readable_face, to_float
 from ..gan import FaceGAN
 from .checkpoint import (
     Place, checkpoints, finite_state, place_in_name, restore_newest, save_checkpoint)
@@ -117,20 +118,21 @@ def weights_are_finite(gan: FaceGAN) -> bool:
     return bool(ops.all(ops.stack([ops.all(ops.isfinite(variable)) for variable in variables])))
 
 # %% ../../nbs/runs/callbacks.ipynb #e30d7db8
-def restore(gan: FaceGAN, session: Session) -> bool:  # False: there is no checkpoint, and nothing was changed
-    "Puts model, place and log back to the newest checkpoint that is whole."
+def restore(session: Session) -> FaceGAN | None:  # None: there is no checkpoint, and nothing was changed
+    "The model of the newest checkpoint that is whole; place and log go back to it."
     run = session.run
-    place = restore_newest(gan, run.directory / "checkpoints", session.report)
-    if place is None:
+    restored = restore_newest(session.config, run.directory / "checkpoints", session.report)
+    if restored is None:
         if run.status.get("epoch") or run.status.get("step"):
             place = "epoch {epoch}, step {step}".format(**run.status)
             raise input_error("checkpoints", f"one at {place}, as status.json says", f"none in {run.directory}",
                               "fetch it, or start over with --fresh --yes")
         run.remove("log.jsonl")
-        return False
+        return None
+    gan, place = restored
     session.epoch, session.step, session.recoveries = place.epoch, place.step, place.recoveries
     settle_log(session, place)
-    return True
+    return gan
 
 # %% ../../nbs/runs/callbacks.ipynb #994727c9
 def settle_log(session: Session, place: Place) -> None:
@@ -238,6 +240,23 @@ def write_film(session: Session) -> None:
             session.run.write("timelapse.gif", content)
     session.seconds["frame"] = session.seconds["film"] / max(1, min(len(session.run.samples()), MOST_FRAMES))
 
+# %% ../../nbs/runs/callbacks.ipynb #bcf8f5ac
+class SpreadCodes(keras.callbacks.Callback):
+    "While a run redraws: fits the Gaussian of codes after each epoch, so that faces can be drawn from it."
+
+    MOST_FACES = 4_000
+
+    def __init__(self, session: Session):
+        super().__init__()
+        self.session = session
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.session.epoch_complete and self.model.loss_row.second == "encoder":
+            faces = to_float(some_real_faces(self.session.faces, self.MOST_FACES))
+            gaussian = fit_gaussian(self.model.encoder, faces)
+            spread_codes(self.model.generator, *gaussian)
+            spread_codes(self.model.ema_generator, *gaussian)
+
 # %% ../../nbs/runs/callbacks.ipynb #97f45055
 class StopInTime(keras.callbacks.Callback):
     "Ends the session after the step in which it was asked to, or when another would not fit into the budget."
@@ -288,7 +307,7 @@ class SaveState(keras.callbacks.Callback):
         session, since = self.session, time.monotonic() - self.last
         least = session.seconds.get("save", 0.0) / self.MOST_TIME
         interval = 60 * session.config.save_minutes
-        if session.stop_reason or not session.steps_left:
+        if session.stop_reason or not session.steps_left or session.act_complete:
             save(self.model, session)
         elif backend.agree(
             since >= max(interval, least if interval else 0) or session.epoch_complete and since >= least

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..base.errors import InputError, TrainingDiverged, input_error
 from ..base.files import write_file
+from ..config import RunConfig
 from ..gan import FaceGAN
 
 # %% ../../nbs/runs/checkpoint.ipynb #da448bb6
@@ -177,16 +178,20 @@ def restore_checkpoint(
 
 # %% ../../nbs/runs/checkpoint.ipynb #1cdf298e
 def restore_newest(
-    gan: FaceGAN,  # of the config that the checkpoints were made with
+    config: RunConfig,  # that the checkpoints were made with
     directory: Path,  # the run's `checkpoints`; need not exist
     report=print,  # called with a line for each one that is passed over
     skip: set = frozenset(),  # (epoch, step) of those to leave alone, as long as there is an older one
-) -> Place | None:  # where the run was; None if there is no checkpoint
-    "Puts the newest checkpoint that is whole into a model; `InputError` if there are some and none is."
+    gan: FaceGAN | None = None,  # serves if it is trained by the loss that led to the checkpoint
+) -> tuple[FaceGAN, Place] | None:  # restored, and where the run was; None if there is no checkpoint
+    "A model of the newest checkpoint that is whole; `InputError` if there are some and none is."
     saved = checkpoints(directory)
     for path in reversed([path for path in saved if place_in_name(path) not in skip] or saved[:1]):
+        epoch, step = place_in_name(path)
+        loss = config.loss_at(epoch if step else max(0, epoch - 1))
+        gan = gan if gan and gan.trained_by == loss else FaceGAN.from_run_config(config, loss)
         try:
-            return restore_checkpoint(gan, path)
+            return gan, restore_checkpoint(gan, path)
         except DamagedCheckpoint as error:
             report(f"{error}; passed over")
     if saved:

@@ -136,7 +136,7 @@ class ShowLines(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         line, now = self.session.latest, time.monotonic()
-        if line is not self.said and (line["kind"] == "epoch" or now - self.time >= self.SECONDS):
+        if line and line is not self.said and (line["kind"] == "epoch" or now - self.time >= self.SECONDS):
             self.session.report(progress_line(line, self.model.loss_row, self.session.config.epochs, self.session.images_per_s))
             self.said, self.time = line, now
 

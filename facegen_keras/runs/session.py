@@ -48,6 +48,17 @@ class Session:
         return max(0, self.config.epochs * self.steps_per_epoch - self.steps_done)
 
     @property
+    def steps_left_in_act(self) -> int:
+        "Of the run's first epochs, which redraw, or of the game."
+        ahead = max(0, self.config.epochs - max(self.config.redraw_epochs, self.epoch)) * self.steps_per_epoch
+        return self.steps_left - ahead if self.epoch < self.config.redraw_epochs else self.steps_left
+
+    @property
+    def act_complete(self) -> bool:
+        "True in the callbacks of the last step that redraws."
+        return self.epoch_complete and self.epoch == self.config.redraw_epochs
+
+    @property
     def epoch_complete(self) -> bool:
         "True in the callbacks of an epoch's last step."
         return self.step == 0

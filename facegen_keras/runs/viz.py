@@ -70,6 +70,7 @@ def loss_curves(
     "What a log says of losses over the epochs, with theory's lines for those of a GAN."
     figure = Figure(figsize=(9, 3.2), dpi=80, layout="constrained")
     loss_axes, other_axes = figure.subplots(1, 2)
+    records = [record for record in records if loss.losses[0] in record]  # of this act
     epochs = [record["epoch"] for record in records]
     for axes, names in ((loss_axes, loss.losses), (other_axes, loss.accuracies or loss.others)):
         for name in names if records else ():
