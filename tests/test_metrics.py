@@ -15,6 +15,7 @@ from facegen_keras import metrics as metrics_module
 from facegen_keras.measure import reader as reader_module
 from facegen_keras.runs.folder import Run
 from facegen_keras.cli import main
+from facegen_keras.config import RunConfig
 from facegen_keras.base.errors import InputError
 from facegen_keras.data.attributes import ATTRIBUTES
 from facegen_keras.toyfaces import ToyFaces
@@ -254,6 +255,14 @@ def test_layout_distance_takes_the_largest_eigenfaces_and_no_more_than_the_pictu
     assert distances_module.layout_distance(moved_smallest, few) < 0.2, "forty pictures, so eight axes"
 
 
+def test_layout_distances_are_along_the_axes_that_are_given():
+    real, half = POINTS * np.geomspace(0.5, 2, 8), POINTS[:750] * np.geomspace(0.5, 2, 8)
+    axes = distances_module.layout_axes(real)
+    assert axes.shape == (8, 8) and np.allclose(np.cov(real @ axes, rowvar=False), np.eye(8), atol=1e-6)
+    assert distances_module.layout_distance(half + 3, half, axes) != distances_module.layout_distance(half + 3, half)
+    assert distances_module.layout_distance(half, real, axes) == distances_module.layout_distance(half, real)
+
+
 def test_layout_sees_what_is_out_of_place_and_no_texture():
     real = distances_module.layouts(FACES)
     floor = distances_module.layout_distance(distances_module.layouts(FRESH), real)
@@ -461,6 +470,50 @@ def test_the_record(tmp_path):
     again = metrics_module.evaluate([FRESH[:100], blurred(FRESH[100:200])], FACES, FRESH[200:], (4, 5))
     assert again == record, "the same figures to the bit"
     assert metrics_module.metrics_table(record).count("\n") == len(record["metrics"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_pairs")
+def test_floors_are_measured_along_the_axes_of_the_values():
+    record = metrics_module.evaluate([draw(201, 5)], FACES[:201], FRESH)
+    real = distances_module.layouts(FACES[:201])
+    halves = distances_module.layout_distance(real[:200:2], real[1::2], distances_module.layout_axes(real))
+    assert record["metrics"]["layout"]["floors"]["halves"] == halves
+    assert record["counts"] == {"generated": 201, "train": 201, "held_out": 201}
+
+
+@pytest.mark.usefixtures("few_pairs")
+def test_sets_of_unequal_size_are_refused():
+    network = features_module.RandomFeatures(32)
+    large, small = (metrics_module.digest_images(FACES[:count], network, None, 4) for count in (120, 110))
+    with pytest.raises(InputError, match="^pictures: expected 120 in each set.*got '?a set of 110") as caught:
+        metrics_module.compare(small, large, None)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="expected 120 in each set.*a set of 110"):
+        metrics_module.evaluate([FRESH[:120], FRESH[:110]], FACES[:120], FRESH[120:], (0, 1))
+    assert metrics_module.choose_compared(1000, 130, 250)[2] == 130, "no more held-out ones than there are of the others"
+    assert list(map(len, metrics_module.choose_compared(1000, 250, 130)[:2])) == [130, 130]
+
+
+def test_what_shares_bytes_with_a_trained_picture_is_neither_trained_on_nor_held_out(tmp_path):
+    """b is trained on. Its twin a sorts before it: today's check would have dropped b and held a out."""
+    from PIL import Image
+
+    photos, run = tmp_path / "photos", Run(tmp_path / "run")
+    photos.mkdir()
+    run.directory.mkdir()
+    for name, face in dict(b=0, c=1, d=2, e=3, f=4).items():
+        Image.fromarray(FACES[face]).save(photos / f"{name}.png")
+    for twin, name in dict(a="b", g="c", h="e", z="b").items():
+        (photos / f"{twin}.png").write_bytes((photos / f"{name}.png").read_bytes())
+    config = RunConfig.preset("demo", data=photos, image_size=32, batch_size=2, out=run.directory)
+    run.write("config.json", config.to_json().encode())
+    run.write("images.json.gz", ["b.png", "c.png", "d.png"])
+    found = metrics_module.real_faces(run, photos, 10)
+    assert [faces.source.names for faces in found] == [["b.png", "c.png", "d.png"], ["e.png", "f.png"]]
+    run.write("held_out.json.gz", {"choose": ["f.png"], "report": ["a.png", "e.png", "gone.png", "h.png"]})
+    found = metrics_module.real_faces(run, photos, 10)
+    assert [faces.source.names for faces in found] == [["b.png", "c.png", "d.png"], ["e.png"]]
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALLEST_CHECKED', 'CHECK_RULES', 'CHECK_BLOCK', 'SAME_BYTES', 'examine', 'cache_key', 'cache_file', 'connect',
-           'is_damage', 'open_cache', 'CheckCache', 'check_block', 'find_duplicates', 'check_faces']
+           'is_damage', 'open_cache', 'CheckCache', 'check_block', 'find_duplicates', 'inspect_faces', 'check_faces']
 
 # %% ../../nbs/data/check.ipynb #8ab2400f
 import contextlib
@@ -161,17 +161,16 @@ def find_duplicates(
     return dict(zip(later.tolist(), first[groups[later]].tolist()))
 
 # %% ../../nbs/data/check.ipynb #f2434a78
-def check_faces(
+def inspect_faces(
     faces,  # `Faces` of 03_faces, read from end to end; from now on, files that change are not read
     progress=None,  # called with (pictures done, pictures in all) after each block
-    duplicates: bool = True,  # also name what has the same bytes as an earlier picture?
-) -> dict[str, str]:  # name -> reason, in order of names
-    "Which pictures cannot be used, and why; changes no file."
-    source, problems = faces.source, {}
+) -> tuple[list, np.ndarray]:  # of each picture: the reason why it cannot be used, or None; its digest, (N,) 16 bytes
+    "What is wrong with each picture, and by what its bytes are known; changes no file."
+    source, problems = faces.source, [None] * len(faces)
+    stamps, digests = np.empty((len(faces), 2), np.int64), np.zeros(len(faces), "S16")
     if not source.has_files:
-        return problems
+        return problems, digests
     source.follow(source.names)  # what is there now counts, not what an earlier check found
-    stamps, digests = np.empty((len(faces), 2), np.int64), np.empty(len(faces), "S16")
     with contextlib.closing(CheckCache()) as cache, ThreadPoolExecutor(num_threads()) as pool, \
             warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on damage: the reason says it
@@ -181,9 +180,19 @@ def check_faces(
                 stamps[index], digests[index], problems[index] = finding
             if progress:
                 progress(block.stop, len(faces))
-    if duplicates:
-        for index, first in find_duplicates(digests).items():
-            problems[index] = problems[index] or SAME_BYTES + faces.name(first)
     if isinstance(source, FolderSource):
         source.stamps = stamps
-    return {faces.name(index): reason for index, reason in problems.items() if reason}
+    return problems, digests
+
+# %% ../../nbs/data/check.ipynb #d6f6d862
+def check_faces(
+    faces,  # `Faces` of 03_faces, as `inspect_faces` reads it
+    progress=None,  # called with (pictures done, pictures in all) after each block
+    duplicates: bool = True,  # also name what has the same bytes as an earlier picture?
+) -> dict[str, str]:  # name -> reason, in order of names
+    "Which pictures cannot be used, and why; changes no file."
+    problems, digests = inspect_faces(faces, progress)
+    if duplicates and faces.source.has_files:
+        for index, first in find_duplicates(digests).items():
+            problems[index] = problems[index] or SAME_BYTES + faces.name(first)
+    return {faces.name(index): reason for index, reason in enumerate(problems) if reason}

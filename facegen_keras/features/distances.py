@@ -6,7 +6,7 @@
 __all__ = ['PATCH', 'NUM_PATCHES', 'MOST_PATCHES', 'THUMBNAIL', 'LAYOUT', 'MOST_AXES', 'SCALE_WEIGHTS', 'WINDOW',
            'frechet_distance', 'kernel_distance', 'smooth_images', 'laplacian_pyramid', 'sample_patches',
            'sliced_wasserstein', 'distance_blocks', 'neighbour_radii', 'neighbourhoods', 'box_mean', 'thumbnails',
-           'nearest_distances', 'copying', 'layouts', 'layout_distance', 'window_means', 'halved_maps',
+           'nearest_distances', 'copying', 'layouts', 'layout_axes', 'layout_distance', 'window_means', 'halved_maps',
            'multiscale_ssim', 'pair_scores']
 
 # %% ../../nbs/features/distances.ipynb #ea7d5589
@@ -214,14 +214,22 @@ def layouts(
     return grey / np.maximum(grey.std(1, keepdims=True), 1.0)
 
 # %% ../../nbs/features/distances.ipynb #9113ce72
+def layout_axes(
+    real: np.ndarray,  # (M, 256) float32 layouts
+) -> np.ndarray:  # (256, A): the largest eigenfaces, each divided by the standard deviation along it
+    "Axes on which real layouts have unit variance: at most a hundred, and one to five pictures."
+    variances, eigenfaces = np.linalg.eigh(np.cov(real, rowvar=False))
+    most = slice(-min(MOST_AXES, len(real) // 5), None)
+    return eigenfaces[:, most] / np.sqrt(variances[most])
+
+
 def layout_distance(
     one: np.ndarray,  # (N, 256) float32 layouts: judged
     other: np.ndarray,  # (M, 256) float32 layouts: real
+    axes: np.ndarray | None = None,  # of `layout_axes`; None: those of `other`
 ) -> float:  # at least 0
-    "Fréchet distance of the coordinates along the eigenfaces of `other`, in its standard deviations."
-    variances, eigenfaces = np.linalg.eigh(np.cov(other, rowvar=False))
-    most = slice(-min(MOST_AXES, len(other) // 5), None)
-    axes = eigenfaces[:, most] / np.sqrt(variances[most])
+    "Fréchet distance of the coordinates along axes, in standard deviations of what the axes were made of."
+    axes = layout_axes(other) if axes is None else axes
     return frechet_distance(one @ axes, other @ axes)
 
 # %% ../../nbs/features/distances.ipynb #c3abb3bd

@@ -59,8 +59,9 @@ def faulty_sets(
     image_size: int = 32,  # S, pixels
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # (N, S, S, 3) uint8 to train on; name of the fault -> likewise
     "Drawn training faces, and held-out ones with no fault, with one of four faults each, or badly chosen."
-    train, held_out = (ToyFaces(count, image_size, seed) for seed in (0, 1))
-    bare_headed = [held_out.attributes(index).hat == "none" for index in range(count)]
+    train, held_out = ToyFaces(count, image_size, 0), ToyFaces(10 * count, image_size, 1)
+    bare_headed = [index for index in range(len(held_out)) if held_out.attributes(index).hat == "none"][:count]
+    no_hats = np.stack([held_out[index] for index in bare_headed])
     train, held_out = (np.stack([faces[index] for index in range(count)]) for faces in (train, held_out))
     return train, {
         "none": held_out,
@@ -69,6 +70,6 @@ def faulty_sets(
         "checkerboard": checkered(held_out),
         "grey eyes": grey_eyed(held_out),
         "few faces": held_out[np.arange(count) % max(1, count // 20)],
-        "no hats": held_out[bare_headed],
+        "no hats": no_hats,
         "copies": np.roll(train[:, :, ::-1], 1, axis=1),
     }
