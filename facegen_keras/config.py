@@ -63,6 +63,9 @@ class Recipe(Settings):
     noise: str = setting(
         "as_described", "as_described: both are drawn at each step; as_run: once, as the article's code did",
         one_of("as_described", "as_run"), "A, N")
+    augment: float = setting(
+        0.0, "probability that each kind of change (colour, shift, cut-out) is applied to a picture before the "
+        "discriminator sees it; 0: none", number_from(0, 1), "P")
 
     def __post_init__(self):
         super().__post_init__()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'fixed_latents', 'generate_faces', 'make_network', 'make_networks', 'float_images', 'draw_latents',
-           'with_input_noise', 'update_networks', 'second_network', 'redrawing', 'FaceGAN']
+           'with_input_noise', 'draw_pair_changes', 'update_networks', 'second_network', 'redrawing', 'FaceGAN']
 
 # %% ../nbs/06_gan.ipynb #2aae2310
 import dataclasses
@@ -16,6 +16,7 @@ import numpy as np
 
 from .base.loss_table import LOSSES
 from .config import RunConfig
+from .engine.augment import draw_changes
 from .engine.average import averaged_copy, batch_norms, move_average
 from .engine.backend import backend
 from .engine.encoder import make_residual_encoder
@@ -114,6 +115,19 @@ def with_input_noise(
         return images
     return add_input_noise(images, noise_std, seed_generator, backend.own_rows(keras.random.normal))
 
+
+def draw_pair_changes(
+    count,  # scalar, perhaps known to the device alone: real images, and as many generated ones
+    config: RunConfig,  # image_size, augment
+    seed_generator: keras.random.SeedGenerator,
+):  # (2 count, 8) float32, real images first; None if the run changes none
+    "What is done to both before the discriminator sees them."
+    if not config.augment:
+        return None
+    uniform = backend.own_rows(keras.random.uniform)
+    return ops.concatenate([draw_changes(count, config.image_size, config.augment, seed_generator, uniform)
+                            for _ in range(2)])
+
 # %% ../nbs/06_gan.ipynb #5d1f4abe
 def update_networks(
     gan: "FaceGAN",
@@ -123,7 +137,8 @@ def update_networks(
 ) -> tuple:  # scalars: what the loss logs
     "Both updates, by the loss of the GAN's run."
     numbers = {"label_factor": lambda: label_factor,
-               "gamma": lambda: ops.cast(at_step(gan.gamma, gan.d_optimizer.iterations), "float32")}
+               "gamma": lambda: ops.cast(at_step(gan.gamma, gan.d_optimizer.iterations), "float32"),
+               "changes": lambda: draw_pair_changes(ops.shape(real_images)[0], gan.config, gan.seed_generator)}
     return gan.update_by_loss(gan.generator, gan.second, gan.g_optimizer, gan.d_optimizer, real_images, latents,
                               *(numbers[name]() for name in gan.loss_row.inputs))
 

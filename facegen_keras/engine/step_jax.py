@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ..base.errors import input_error
+from .augment import changes_of_both
 from ..losses import (
     FAKE, REAL, accuracy, discriminator_loss, generator_loss, gradient_penalty, pair_accuracy, relativistic_loss)
 
@@ -46,10 +47,13 @@ def assign(variables: list, arrays) -> None:
 def make_images(
     generator: keras.Model,
     latents,  # (B, latent_dim) float32
+    change=None,  # what is done to the images, a function; None: nothing
 ):  # (B, S, S, 3) float32; a function from a gradient of that shape to a list, one for each trainable weight
     "Images, and the way back from their gradient to that of the weights."
     def make(weights):
-        return generator.stateless_call(weights, values(generator.non_trainable_variables), latents, training=True)
+        statistics = values(generator.non_trainable_variables)
+        images, statistics = generator.stateless_call(weights, statistics, latents, training=True)
+        return change(images) if change else images, statistics
 
     weights = values(generator.trainable_variables)
     images, images_to_weights, statistics = jax.vjp(make, weights, has_aux=True)
@@ -108,10 +112,12 @@ def relativistic_update(
     real_images,  # (B, S, S, 3) float32
     latents,  # (B, latent_dim) float32
     gamma,  # scalar float32: the weight of the gradient penalty
+    changes=None,  # (2 B, 8) float32, of `draw_changes`, real images first; None: both stay as they are
 ):  # four scalars float32: d_loss (without the penalty), g_loss, accuracy on pairs, penalty (R1 + R2)
     "Both networks' updates, from one pass through the discriminator."
-    fake_images, to_weights = make_images(generator, latents)
-    images = jax.numpy.concatenate([real_images, fake_images])
+    change_reals, change_fakes = changes_of_both(changes)
+    fake_images, to_weights = make_images(generator, latents, change_fakes)
+    images = jax.numpy.concatenate([change_reals(real_images), fake_images])
 
     def judge(weights):
         def judge_images(images):

@@ -14,6 +14,7 @@ import math
 import keras
 import tensorflow as tf
 
+from .augment import changes_of_both
 from .cpu_speed import speed_up, speed_up_adam  # noqa: F401, what the other page has too
 from ..losses import (
     FAKE, REAL, accuracy, discriminator_loss, generator_loss, gradient_penalty, pair_accuracy, relativistic_loss)
@@ -30,10 +31,12 @@ def num_replicas() -> int:
 def make_images(
     generator: keras.Model,
     latents,  # (B, latent_dim) float32
+    change=None,  # what is done to the images, a function; None: nothing
 ):  # (B, S, S, 3) float32; a function from a gradient of that shape to a list, one for each trainable weight
     "Images, and the way back from their gradient to that of the weights."
     with tf.GradientTape() as tape:
         images = generator(latents, training=True)
+        images = change(images) if change else images
     return images, lambda pixel_gradient: tape.gradient(
         images, generator.trainable_variables, output_gradients=pixel_gradient)
 
@@ -83,10 +86,12 @@ def relativistic_update(
     real_images,  # (B, S, S, 3) float32
     latents,  # (B, latent_dim) float32
     gamma,  # scalar float32: the weight of the gradient penalty
+    changes=None,  # (2 B, 8) float32, of `draw_changes`, real images first; None: both stay as they are
 ):  # four scalars float32: d_loss (without the penalty), g_loss, accuracy on pairs, penalty (R1 + R2)
     "Both networks' updates, from one pass through the discriminator."
-    fake_images, to_weights = make_images(generator, latents)
-    images = tf.concat([real_images, fake_images], 0)
+    change_reals, change_fakes = changes_of_both(changes)
+    fake_images, to_weights = make_images(generator, latents, change_fakes)
+    images = tf.concat([change_reals(real_images), fake_images], 0)
     with tf.GradientTape() as discriminator_tape:
         with tf.GradientTape(watch_accessed_variables=False) as pixel_tape:
             pixel_tape.watch(images)
