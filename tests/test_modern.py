@@ -41,7 +41,8 @@ def test_the_average_is_that_of_the_weights_and_statistics(preset):
     for average, found in zip(expected, weights(gan.ema_generator), strict=True):
         np.testing.assert_allclose(found, average, atol=2e-6)
     moved = [not np.allclose(raw, average, atol=1e-5) for raw, average in zip(weights(gan.generator), expected)]
-    assert all(moved) or preset == "demo" and sum(moved) >= len(moved) - 3, "biases before batch norm stay"
+    stay = {"demo": 3, "modern": 2}[preset]  # biases before batch norm; the layer `spread`
+    assert sum(moved) >= len(moved) - stay
     faces = generate_faces(gan.ema_generator, gan.latents(4, seed=1))
     assert np.array_equal(gan.generate(4, seed=1), faces)
     assert not np.array_equal(generate_faces(gan.generator, gan.latents(4, seed=1)), faces)
@@ -63,7 +64,8 @@ def test_without_an_average_both_generators_are_one():
 
 @pytest.mark.slow
 def test_the_result_of_a_run_is_the_average(tmp_path):
-    config = RunConfig.preset("modern", **SMALL, epochs=1, limit=64, schedule_images=64, out=str(tmp_path / "run"))
+    config = RunConfig.preset("modern", **SMALL, epochs=1, redraw_epochs=0, limit=64, schedule_images=64,
+                              out=str(tmp_path / "run"))
     train(config, report=lambda line: None)
     gan = load_gan(config.out)
     saved = keras.saving.load_model(tmp_path / "run" / "generator.keras")
@@ -115,7 +117,8 @@ def test_an_update_on_networks_whose_gradients_are_known():
 
 
 def test_schedules_reach_their_last_values():
-    config = RunConfig.preset("modern", **SMALL, schedule_images=32, gamma=(2.0, 0.2), g_learning_rate=1e-3)
+    config = RunConfig.preset("modern", **SMALL, schedule_images=32, gamma=(2.0, 0.2), beta_2=(0.9, 0.99),
+                              g_learning_rate=1e-3, final_rate=0.25)
     gan = FaceGAN.from_run_config(config)
     seen = []
     for step in range(7):

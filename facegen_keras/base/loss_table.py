@@ -58,7 +58,7 @@ LOSSES = {
         undecided=math.log(2), needs=(NO_PENALTY, NO_CHANGES)),
     "relativistic": Loss(
         "real against fake, with a gradient penalty", "discriminator",
-        "facegen_keras.engine.backend:backend.relativistic_update", (3, 12),
+        "facegen_keras.engine.backend:backend.relativistic_update", (3, 8),
         ("d_loss", "g_loss"), ("d_accuracy_pairs",), ("penalty",), inputs=("gamma", "changes"),
         undecided=math.log(2),
         no_float16=("discriminator",),  # the gradients whose length is the penalty are too small for it

@@ -21,8 +21,9 @@ from jax.experimental import multihost_utils
 
 from ..base.errors import input_error
 from .augment import changes_of_both
-from ..losses import (
-    FAKE, REAL, accuracy, discriminator_loss, generator_loss, gradient_penalty, pair_accuracy, relativistic_loss)
+from facegen_keras.losses import (
+    FAKE, PENALTY_SHARE, REAL, accuracy, discriminator_loss, generator_loss, gradient_penalty, pair_accuracy, relativistic_loss,
+    turned_round)
 
 # %% ../../nbs/engine/step_jax.ipynb #9bd58563
 engine = jax
@@ -117,31 +118,26 @@ def relativistic_update(
     "Both networks' updates, from one pass through the discriminator."
     change_reals, change_fakes = changes_of_both(changes)
     fake_images, to_weights = make_images(generator, latents, change_fakes)
-    images = jax.numpy.concatenate([change_reals(real_images), fake_images])
+    real_images = change_reals(real_images)
+    few = jax.numpy.concatenate([images[:max(1, len(images) // PENALTY_SHARE)] for images in (real_images, fake_images)])
 
-    def judge(weights):
-        def judge_images(images):
-            logits, _ = discriminator.stateless_call(weights, [], images, training=True)
-            return logits.sum(), logits
+    def judge(weights, fake_images):
+        def logits_of(images):
+            return discriminator.stateless_call(weights, [], images, training=True)[0]
 
-        pixel_gradients, logits = jax.grad(judge_images, has_aux=True)(images)
+        logits = logits_of(jax.numpy.concatenate([real_images, fake_images]))
         d_loss = relativistic_loss(*jax.numpy.split(logits, 2))
-        penalty = sum(map(gradient_penalty, jax.numpy.split(pixel_gradients, 2)))
-        return d_optimizer.scale_loss(d_loss + gamma / 2 * penalty), (d_loss, penalty, logits, pixel_gradients)
+        penalty = 2 * gradient_penalty(jax.grad(lambda images: logits_of(images).sum())(few))
+        return d_optimizer.scale_loss(d_loss + gamma / 2 * penalty), (d_loss, penalty, logits)
 
-    gradients, seen = jax.grad(judge, has_aux=True)(values(discriminator.trainable_variables))
-    d_loss, penalty, logits, pixel_gradients = seen
+    (gradients, pixel_gradient), (d_loss, penalty, logits) = jax.grad(judge, (0, 1), has_aux=True)(
+        values(discriminator.trainable_variables), fake_images)
     apply(d_optimizer, gradients, discriminator.trainable_variables)
 
     real_logits, fake_logits = jax.numpy.split(logits, 2)
-
-    def judge_fakes(fake_logits):
-        g_loss = relativistic_loss(fake_logits, real_logits)
-        return g_optimizer.scale_loss(g_loss), g_loss
-
-    logit_gradient, g_loss = jax.grad(judge_fakes, has_aux=True)(fake_logits)
-    pixel_gradient = logit_gradient[:, :, None, None] * jax.numpy.split(pixel_gradients, 2)[1]
-    apply(g_optimizer, to_weights(pixel_gradient), generator.trainable_variables)
+    g_loss = relativistic_loss(fake_logits, real_logits)
+    factors = turned_round(real_logits, fake_logits) * g_optimizer.scale_loss(1.0) / d_optimizer.scale_loss(1.0)
+    apply(g_optimizer, to_weights(factors[:, :, None, None] * pixel_gradient), generator.trainable_variables)
     return d_loss, g_loss, pair_accuracy(real_logits, fake_logits), penalty
 
 # %% ../../nbs/engine/step_jax.ipynb #a915ce7f

@@ -16,8 +16,9 @@ import tensorflow as tf
 
 from .augment import changes_of_both
 from .cpu_speed import speed_up, speed_up_adam  # noqa: F401, what the other page has too
-from ..losses import (
-    FAKE, REAL, accuracy, discriminator_loss, generator_loss, gradient_penalty, pair_accuracy, relativistic_loss)
+from facegen_keras.losses import (
+    FAKE, PENALTY_SHARE, REAL, accuracy, discriminator_loss, generator_loss, gradient_penalty, pair_accuracy, relativistic_loss,
+    turned_round)
 
 # %% ../../nbs/engine/step_tensorflow.ipynb #2b7cb7a7
 engine = tf
@@ -91,25 +92,26 @@ def relativistic_update(
     "Both networks' updates, from one pass through the discriminator."
     change_reals, change_fakes = changes_of_both(changes)
     fake_images, to_weights = make_images(generator, latents, change_fakes)
-    images = tf.concat([change_reals(real_images), fake_images], 0)
-    with tf.GradientTape() as discriminator_tape:
-        with tf.GradientTape(watch_accessed_variables=False) as pixel_tape:
-            pixel_tape.watch(images)
-            logits = discriminator(images, training=True)
-        pixel_gradients = pixel_tape.gradient(logits, images)
+    real_images = change_reals(real_images)
+    few = tf.concat([images[:max(1, images.shape[0] // PENALTY_SHARE)] for images in (real_images, fake_images)], 0)
+    weights = discriminator.trainable_variables
+    with tf.GradientTape() as tape:
+        tape.watch(fake_images)
+        logits = discriminator(tf.concat([real_images, fake_images], 0), training=True)
         real_logits, fake_logits = tf.split(logits, 2)
         d_loss = relativistic_loss(real_logits, fake_logits)
-        penalty = sum(map(gradient_penalty, tf.split(pixel_gradients, 2)))
+        with tf.GradientTape(watch_accessed_variables=False) as pixel_tape:
+            few = tf.stop_gradient(few)
+            pixel_tape.watch(few)
+            few_logits = discriminator(few, training=True)
+        penalty = 2 * gradient_penalty(pixel_tape.gradient(few_logits, few))
         scaled_d_loss = d_optimizer.scale_loss(d_loss + gamma / 2 * penalty) / num_replicas()
-    weights = discriminator.trainable_variables
-    apply(d_optimizer, discriminator_tape.gradient(scaled_d_loss, weights), weights)
+    *gradients, pixel_gradient = tape.gradient(scaled_d_loss, [*weights, fake_images])
+    apply(d_optimizer, gradients, weights)
 
-    with tf.GradientTape(watch_accessed_variables=False) as logit_tape:
-        logit_tape.watch(fake_logits)
-        g_loss = relativistic_loss(fake_logits, real_logits)
-        scaled_g_loss = g_optimizer.scale_loss(g_loss) / num_replicas()
-    logit_gradient = logit_tape.gradient(scaled_g_loss, fake_logits)
-    gradients = to_weights(logit_gradient[:, :, None, None] * tf.split(pixel_gradients, 2)[1])
+    g_loss = relativistic_loss(fake_logits, real_logits)
+    factors = turned_round(real_logits, fake_logits) * g_optimizer.scale_loss(1.0) / d_optimizer.scale_loss(1.0)
+    gradients = to_weights(factors[:, :, None, None] * pixel_gradient)
     apply(g_optimizer, gradients, generator.trainable_variables)
     return d_loss, g_loss, pair_accuracy(real_logits, fake_logits), penalty
 
