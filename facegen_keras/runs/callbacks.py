@@ -19,6 +19,7 @@ import numpy as np
 
 from ..base.errors import TrainingDiverged, input_error
 from ..base.files import sync
+from ..base.loss_table import LOSSES
 from ..data.sources import spread
 from ..engine.backend import backend
 from ..engine.encoder import fit_gaussian, spread_codes
@@ -181,7 +182,8 @@ class DrawPictures(keras.callbacks.Callback):
         run, epoch = self.session.run, self.session.epoch
         faces = self.model.generate(self.COUNT, seed=self.session.config.seed)
         run.write(f"samples/epoch_{epoch:04d}.png", to_png(image_grid(faces)))
-        curves = loss_curves(run.records("steps"), self.model.loss_row,
+        acts = dict.fromkeys(map(self.session.config.loss_at, range(max(1, epoch))))
+        curves = loss_curves(run.records("steps"), [LOSSES[name] for name in acts],
                              f"{self.session.faces.layout}, {epoch} epochs")
         run.write("losses.png", figure_to_png(curves, "Loss curves of a facegen_keras run."))
         return faces
