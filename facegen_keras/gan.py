@@ -8,6 +8,7 @@ __all__ = ['MAKERS', 'fixed_latents', 'generate_faces', 'make_network', 'make_ne
 
 # %% ../nbs/06_gan.ipynb #2aae2310
 import dataclasses
+import math
 import pkgutil
 
 import keras
@@ -17,7 +18,7 @@ import numpy as np
 from .base.loss_table import LOSSES
 from .config import RunConfig
 from .engine.augment import draw_changes
-from .engine.average import averaged_copy, batch_norms, move_average
+from .engine.average import EMA_RAMP, averaged_copy, batch_norms, move_average
 from .engine.backend import backend
 from .engine.encoder import make_residual_encoder
 from .engine.optimizers import BothOptimizers, at_step, make_adam, schedule
@@ -164,6 +165,7 @@ class FaceGAN(keras.Model):
         self.generator, self.second, self.config = generator, second, config
         self.trained_by = loss or config.loss
         self.loss_row, self.ema_generator = LOSSES[self.trained_by], averaged_copy(generator)
+        self.ema_ramp = math.inf if config.redraw_epochs and self.loss_row.second == "discriminator" else EMA_RAMP
         self.update_by_loss = pkgutil.resolve_name(self.loss_row.update)
         self.seed_generator = keras.random.SeedGenerator(config.seed)
         rng = np.random.default_rng([config.seed, 1])
@@ -207,7 +209,7 @@ class FaceGAN(keras.Model):
         images = with_input_noise(images, noise_std, self.config, self.seed_generator)
         for tracker, value in zip(self.trackers, self.update(images, latents, label_factor)):
             tracker.update_state(value, sample_weight=1 / backend.num_replicas())
-        move_average(self.ema_generator, self.generator, self.g_optimizer.iterations, self.config)
+        move_average(self.ema_generator, self.generator, self.g_optimizer.iterations, self.config, self.ema_ramp)
         return {**{tracker.name: tracker.result() for tracker in self.trackers},
                 "noise_std": noise_std, "label_factor": label_factor}
 

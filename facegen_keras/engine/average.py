@@ -19,9 +19,10 @@ EMA_RAMP = 0.05  # the longest half-life, as a share of the images seen so far
 def ema_share(
     images_seen,  # by the end of this step
     config: RunConfig,  # ema_images, batch_size
+    ramp: float = EMA_RAMP,  # the longest half-life over images_seen; infinite: none
 ):  # scalar in [0, 1], of the type of images_seen
     "How far the average moves towards the weights in a step."
-    half_life = ops.minimum(float(config.ema_images), EMA_RAMP * images_seen)
+    half_life = ops.minimum(float(config.ema_images), ramp * images_seen)
     return 1.0 - 0.5 ** (config.batch_size / half_life)
 
 # %% ../../nbs/engine/average.ipynb #4e3d3734
@@ -39,10 +40,11 @@ def move_average(
     network: keras.Model,  # what it is the average of
     steps,  # taken so far, this one included; a scalar
     config: RunConfig,  # ema_images, batch_size
+    ramp: float = EMA_RAMP,  # as in `ema_share`
 ) -> None:
     "Moves the averages of a network's weights and statistics, as often as a step has moved these."
     images_seen = config.batch_size * ops.cast(steps, "float32")
-    backend.move_towards(average.variables, network.variables, ema_share(images_seen, config))
+    backend.move_towards(average.variables, network.variables, ema_share(images_seen, config, ramp))
 
 # %% ../../nbs/engine/average.ipynb #af54f46e
 def batch_norms(network: keras.Model) -> list[keras.layers.BatchNormalization]:
