@@ -13,14 +13,13 @@ from ..config import RunConfig
 from ..gan import FaceGAN
 from .checkpoint import checkpoints, restore_newest
 from .folder import Run
-from .shipped import find_run
 
 # %% ../../nbs/runs/start.ipynb #b0e9d5cb
 def load_gan(
-    directory: Path,  # a run directory, or the name of a generator that comes with the package
+    directory: Path,  # a run directory
 ) -> FaceGAN:  # compiled, ready to generate or to train on
     "The GAN of a run, from its newest checkpoint that is whole, or at least its generator."
-    directory = find_run(directory)
+    directory = Path(directory)
     config, result = Run(directory).config, directory / "generator.keras"
     try:
         if restored := restore_newest(config, directory / "checkpoints"):
@@ -48,7 +47,7 @@ def check_start(config: RunConfig) -> None:  # of a run that is to begin
     "Raises unless `config.start` is another run that has a generator of the same kind, or none."
     if config.start is None:
         return
-    run = Run(find_run(config.start))
+    run = Run(config.start)
     saved = checkpoints(run.directory / "checkpoints")
     if not run.exists() or not saved and not (run.directory / "generator.keras").is_file():
         raise input_error("start", "a folder that holds a run with a checkpoint", config.start,
