@@ -87,7 +87,7 @@ def pair_accuracy(
     return ops.mean(ops.cast(real_logits > fake_logits, "float32"))
 
 # %% ../nbs/05_losses.ipynb #5fe59d28
-PENALTY_SHARE = 4  # the slope is taken at one picture in so many: enough for an unbiased mean, and a quarter of the work
+PENALTY_SHARE = 4  # the slope is taken at every fourth picture: an unbiased mean for a quarter of the work
 
 
 def gradient_penalty(

@@ -97,7 +97,8 @@ def twenty_steps_of_both(tmp_path_factory):
     folders = []
     for preset in PRESETS:
         folders.append(folder := tmp_path_factory.mktemp(preset))
-        config = RunConfig.preset(preset, image_size=32, width=2, batch_size=4, precision="float32", out=str(folder))
+        config = RunConfig.preset(preset, image_size=32, width=2, batch_size=4, precision="float32", redraw_epochs=0,
+                                  out=str(folder))
         (folder / "config.json").write_text(config.to_json())
         gan, rng = FaceGAN.from_run_config(config), np.random.default_rng(7)
         for _ in range(5):  # so that the optimizers hold something

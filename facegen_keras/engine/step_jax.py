@@ -119,7 +119,7 @@ def relativistic_update(
     change_reals, change_fakes = changes_of_both(changes)
     fake_images, to_weights = make_images(generator, latents, change_fakes)
     real_images = change_reals(real_images)
-    few = jax.numpy.concatenate([images[:max(1, len(images) // PENALTY_SHARE)] for images in (real_images, fake_images)])
+    few = jax.numpy.concatenate([images[::PENALTY_SHARE] for images in (real_images, fake_images)])
 
     def judge(weights, fake_images):
         def logits_of(images):

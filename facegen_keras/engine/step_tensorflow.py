@@ -93,7 +93,7 @@ def relativistic_update(
     change_reals, change_fakes = changes_of_both(changes)
     fake_images, to_weights = make_images(generator, latents, change_fakes)
     real_images = change_reals(real_images)
-    few = tf.concat([images[:max(1, images.shape[0] // PENALTY_SHARE)] for images in (real_images, fake_images)], 0)
+    few = tf.concat([images[::PENALTY_SHARE] for images in (real_images, fake_images)], 0)
     weights = discriminator.trainable_variables
     with tf.GradientTape() as tape:
         tape.watch(fake_images)
