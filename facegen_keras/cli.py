@@ -198,7 +198,8 @@ def say_what_is_compared(
         click.echo(f"no picture was held out: half of the {num_train:,} stand in for them, and copying cannot be "
                    f"measured; to hold some out, train with --set limit={num_train * 9 // 10}", err=True)
     if used < count:
-        click.echo(f"{used:,} real faces were not seen in training, so {used:,} of a seed are compared", err=True)
+        what = "were not seen" if num_held_out <= num_train else "were seen"
+        click.echo(f"{used:,} real faces {what} in training, so {used:,} of a seed are compared", err=True)
 
 
 def write_record(

@@ -60,9 +60,9 @@ class RunFiles:
 class Run(RunFiles):
     "A run directory, read."
 
-    FILES = ("samples", "checkpoints", "environment.json", "images.json.gz", "quarantine.json", "status.json",
-             "log.jsonl", "speed.jsonl", "losses.png", "timelapse.gif", "generator.keras", "encoder.keras", "faces_seed_*.png",
-             "config.json")
+    FILES = ("checkpoints/best_*.keras", "samples", "checkpoints", "environment.json", "images.json.gz",
+             "held_out.json.gz", "quarantine.json", "status.json", "log.jsonl", "speed.jsonl", "losses.png",
+             "timelapse.gif", "generator.keras", "best.keras", "encoder.keras", "faces_seed_*.png", "config.json")
 
     def exists(self) -> bool:
         "Whether a run has begun here."
@@ -80,7 +80,7 @@ class Run(RunFiles):
         return status if {"state", "epoch", "step"} <= status.keys() else {}
 
     def records(self, kind: str) -> list[dict]:
-        "The log's lines of one kind: `steps`, `epoch`, `samples` or `recovery`."
+        "The log's lines of one kind: `steps`, `epoch`, `samples`, `measure` or `recovery`."
         return [record for record in read_log_lines(self.directory / "log.jsonl") if record.get("kind") == kind]
 
     def speeds(self, kind: str) -> list[dict]:
@@ -98,11 +98,11 @@ class Run(RunFiles):
 def write_network(
     run: Run,
     network,  # a Keras model
-    name: str,  # of the file, ends in .keras
+    name: str,  # of the file in it, ends in .keras
 ) -> None:
     "Stores a network in a run's folder, whole or not at all."
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
+        path = Path(folder) / Path(name).name
         network.save(path)
         run.write(name, path.read_bytes())
 
