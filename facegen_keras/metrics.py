@@ -75,7 +75,6 @@ def compare(
 ) -> dict[str, float]:  # metric -> value
     "Every metric that compares two sets; `InputError` if they differ in size."
     check_sizes(len(judged.features), len(reference.features))
-    axes = layout_axes(reference.layouts) if axes is None else axes
     scores = {"frechet": frechet_distance(judged.features, reference.features),
               "kernel": kernel_distance(judged.features, reference.features)[0],
               "layout": layout_distance(judged.layouts, reference.layouts, axes)}
@@ -248,7 +247,7 @@ def real_faces(
     if missing > config.max_bad * len(names):
         raise input_error("--data", f"the pictures that {run.directory} was trained on",
                           f"{data} without {missing:,} of {len(names):,}", "give the data that it was trained on")
-    train.source.follow([name for name in names if name in there])
+    train.leave_out(there.difference(names))
     held_out.source.follow(division.get("report", sorted(there.difference(names))))
     leave_out_twins(train, held_out, progress)
     return train, held_out
