@@ -164,6 +164,7 @@ class FaceGAN(keras.Model):
         self.generator, self.second, self.config = generator, second, config
         self.trained_by = loss or config.loss
         self.loss_row, self.ema_generator = LOSSES[self.trained_by], averaged_copy(generator)
+        self.best_weights = ()  # arrays: the average's when its faces measured best
         self.update_by_loss = pkgutil.resolve_name(self.loss_row.update)
         self.seed_generator = keras.random.SeedGenerator(config.seed)
         rng = np.random.default_rng([config.seed, 1])

@@ -60,9 +60,9 @@ class RunFiles:
 class Run(RunFiles):
     "A run directory, read."
 
-    FILES = ("checkpoints/best_*.keras", "samples", "checkpoints", "environment.json", "images.json.gz",
-             "held_out.json.gz", "quarantine.json", "status.json", "log.jsonl", "speed.jsonl", "losses.png",
-             "timelapse.gif", "generator.keras", "best.keras", "encoder.keras", "faces_seed_*.png", "config.json")
+    FILES = ("samples", "checkpoints", "environment.json", "images.json.gz", "held_out.json.gz", "quarantine.json",
+             "status.json", "log.jsonl", "speed.jsonl", "losses.png", "timelapse.gif", "generator.keras", "best.keras",
+             "encoder.keras", "faces_seed_*.png", "config.json")
 
     def exists(self) -> bool:
         "Whether a run has begun here."
@@ -98,11 +98,11 @@ class Run(RunFiles):
 def write_network(
     run: Run,
     network,  # a Keras model
-    name: str,  # of the file in it, ends in .keras
+    name: str,  # of the file, ends in .keras
 ) -> None:
     "Stores a network in a run's folder, whole or not at all."
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / Path(name).name
+        path = Path(folder) / name
         network.save(path)
         run.write(name, path.read_bytes())
 

@@ -75,8 +75,8 @@ def keep_images(
     report=print,  # called with each line that a person should read
 ) -> None:
     "Puts faces back to the images that a run began with; refuses others."
-    there = set(map(faces.name, range(len(faces))))
-    added = there.difference(names, run.read("quarantine.json") or {}, held_out_names(run.read("held_out.json.gz")))
+    there, faces.held_out = set(map(faces.name, range(len(faces)))), run.read("held_out.json.gz")
+    added = there.difference(names, run.read("quarantine.json") or {}, held_out_names(faces.held_out))
     if added and config.limit is None:
         report(f"{len(added):,} images are new since the run began and are not used")
     missing = {name: "no longer there" for name in names if name not in there}

@@ -33,7 +33,8 @@ class Session:
     stop_reason: str = ""  # why it should stop after this step; empty: it should not
     latest: dict | None = None  # the log's latest line
     images_per_s: float = 0.0  # over the steps of that line
-    seconds: dict = dataclasses.field(default_factory=dict)  # what a save, the pictures, a film frame took last
+    measured: list = dataclasses.field(default_factory=list)  # Fréchet distances of the run so far
+    seconds: dict = dataclasses.field(default_factory=dict)  # what a save, a measurement and such took last
 
     @property
     def steps_per_epoch(self) -> int:
@@ -62,6 +63,14 @@ class Session:
     def epoch_complete(self) -> bool:
         "True in the callbacks of an epoch's last step."
         return self.step == 0
+
+    def measures_after(self, steps: int) -> bool:
+        "Whether faces are measured when the run has taken so many steps: within the game, and at its end."
+        config, played = self.config, steps - self.config.redraw_epochs * self.steps_per_epoch
+        if played <= 0 or not config.measure_images or not self.faces.held_out:
+            return False
+        every = max(1, config.measure_images // config.batch_size)
+        return played % every == 0 or steps == config.epochs * self.steps_per_epoch
 
     def advance(self) -> None:
         "Counts one step."

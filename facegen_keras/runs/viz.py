@@ -63,13 +63,19 @@ def to_png(
 
 # %% ../../nbs/runs/viz.ipynb #6f13660d
 def loss_curves(
-    records: list[dict],  # of a log: epoch (float), and what the loss logs
+    records: list[dict],  # of a log: epoch (float), and what the loss logs, or frechet
     loss: Loss,  # of the run
     title: str = "",  # e.g. what was trained
-) -> Figure:  # two panels: losses, accuracies (of an encoder: errors, divergence)
+) -> Figure:  # panels: losses, accuracies (of an encoder: errors, divergence); distances if there are any
     "What a log says of losses over the epochs, with theory's lines for those of a GAN."
-    figure = Figure(figsize=(9, 3.2), dpi=80, layout="constrained")
-    loss_axes, other_axes = figure.subplots(1, 2)
+    measured = [record for record in records if "frechet" in record]
+    panels = 2 + bool(measured)
+    figure = Figure(figsize=(4.5 * panels, 3.2), dpi=80, layout="constrained")
+    loss_axes, other_axes, *frechet_axes = figure.subplots(1, panels)
+    for axes in frechet_axes:
+        axes.plot(*([record[name] for record in measured] for name in ("epoch", "frechet")), lw=1.2, marker=".")
+        axes.set(xlabel="epoch", ylabel="Fréchet distance", yscale="log")
+        axes.spines[["top", "right"]].set_visible(False)
     records = [record for record in records if loss.losses[0] in record]  # of this act
     epochs = [record["epoch"] for record in records]
     for axes, names in ((loss_axes, loss.losses), (other_axes, loss.accuracies or loss.others)):
