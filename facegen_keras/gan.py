@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'fixed_latents', 'generate_faces', 'make_network', 'make_networks', 'float_images', 'draw_latents',
-           'with_input_noise', 'draw_pair_changes', 'update_networks', 'second_network', 'redrawing', 'FaceGAN']
+           'with_input_noise', 'draw_pair_changes', 'update_networks', 'second_network', 'redrawing', 'step_noise',
+           'FaceGAN']
 
 # %% ../nbs/06_gan.ipynb #2aae2310
 import dataclasses
@@ -155,6 +156,14 @@ def redrawing(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, d_learning_rate=config.redraw_rate, g_learning_rate=config.redraw_rate,
                                final_rate=1.0, beta_1=0.9)
 
+# %% ../nbs/06_gan.ipynb #43579027
+def step_noise(gan: "FaceGAN") -> tuple:
+    "(noise_std, label_factor) of this step: scalars, float32."
+    if gan.config.noise == "as_run":
+        return tuple(ops.convert_to_tensor(draw, "float32") for draw in gan.session_draws)
+    return (draw_from_range(gan.config.input_noise_range, gan.seed_generator),
+            draw_from_range(gan.config.real_label_range, gan.seed_generator))
+
 # %% ../nbs/06_gan.ipynb #d349a1c5
 class FaceGAN(keras.Model):
     "A generator and a second network that a step trains together: a discriminator, or an encoder."
@@ -178,6 +187,7 @@ class FaceGAN(keras.Model):
     metrics = property(lambda self: self.trackers)
     train_step = backend.train_step  # what `fit` calls, compiled: one step on a batch
     update = update_networks
+    draw_noise = step_noise
 
     @classmethod
     def from_run_config(cls, config: RunConfig, loss: str | None = None) -> "FaceGAN":
@@ -193,13 +203,6 @@ class FaceGAN(keras.Model):
         self.d_optimizer = make_adam(self.second, config.d_learning_rate, config)
         self.g_optimizer = make_adam(self.generator, config.g_learning_rate, config)
         self.optimizer = BothOptimizers(self.g_optimizer, self.d_optimizer)
-
-    def draw_noise(self):
-        "(noise_std, label_factor) of this step: scalars, float32."
-        if self.config.noise == "as_run":
-            return tuple(ops.convert_to_tensor(draw, "float32") for draw in self.session_draws)
-        return (draw_from_range(self.config.input_noise_range, self.seed_generator),
-                draw_from_range(self.config.real_label_range, self.seed_generator))
 
     def step(self, data):
         "One step on (B, S, S, 3) images, uint8 or float32 in [-1, 1]; gives what is logged."

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -18,6 +20,7 @@ from facegen_keras.engine.encoder import (
     DETAIL, PIXEL_STD, begin_game, decoder, fit_gaussian, latents_encoder, redraw_loss, spread_codes)
 from facegen_keras.faces import load_faces, to_float
 from facegen_keras.gan import FaceGAN
+from facegen_keras.runs import callbacks as callbacks_module
 from facegen_keras.runs.checkpoint import checkpoints, place_in_name
 from facegen_keras.runs.folder import Run
 from facegen_keras.runs.start import load_gan
@@ -163,6 +166,20 @@ def test_the_acts_follow_each_other(whole_run):
     assert gan.generate(4).shape == (4, 32, 32, 3) and gan.discriminator is gan.second
     axes, mean = arrays(gan.generator.get_layer("spread").variables)
     assert not np.array_equal(axes, np.eye(8)) and np.abs(mean).max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epoch, panels", [(0, 2), (2, 2), (3, 4), (4, 4)])
+def test_each_act_that_has_begun_has_a_row_of_curves(whole_run, tmp_path, monkeypatch, epoch, panels):
+    run = Run(shutil.copytree(whole_run[0], tmp_path / "run"))
+    figures = []
+    monkeypatch.setattr(callbacks_module, "figure_to_png", lambda figure, text: figures.append(figure) or b"")
+    session = types.SimpleNamespace(run=run, epoch=epoch, config=run.config, faces=types.SimpleNamespace(layout="toy"))
+    pictures = callbacks_module.DrawPictures(session)
+    pictures.set_model(load_gan(run.directory))
+    pictures.draw()
+    assert len(figures[0].axes) == panels and figures[0].axes[-2].lines[0].get_label() == (
+        "reconstruction_loss" if panels == 2 else "d_loss")
 
 
 @pytest.mark.slow

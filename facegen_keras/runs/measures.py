@@ -18,7 +18,7 @@ from ..gan import FaceGAN
 from .callbacks import weights_are_finite
 from .folder import write_network
 from .held_out import LEAST_OF_HALF, choosing_faces
-from .session import Session
+from .session import Session, measures_after
 
 # %% ../../nbs/runs/measures.ipynb #2ac0b282
 OTHER_LATENTS = 1_000_000  # added to the run's seed: `evaluate` and the samples use none of these
@@ -35,7 +35,7 @@ class MeasureFaces(keras.callbacks.Callback):
         self.session.measured = [line["frechet"] for line in self.session.run.records("measure")]
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.session.measures_after(self.session.steps_done):
+        if measures_after(self.session, self.session.steps_done):
             with self.session.measure("faces"):
                 self.measure()
 
