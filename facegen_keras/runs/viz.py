@@ -108,11 +108,12 @@ def loss_curves(
     measured = [record for record in records if "frechet" in record]
     rows = len(losses) + bool(measured)
     figure = Figure(figsize=(9, 3.2 * rows), dpi=80, layout="constrained")
+    grid = figure.add_gridspec(rows, 2)
     for row, loss in enumerate(losses):
-        pair = (figure.add_subplot(rows, 2, 2 * row + column) for column in (1, 2))
+        pair = (figure.add_subplot(grid[row, column]) for column in (0, 1))
         draw_act(*pair, [record for record in records if loss.losses[0] in record], loss)
     if measured:
-        draw_distances(figure.add_subplot(rows, 1, rows), measured)
+        draw_distances(figure.add_subplot(grid[-1, :]), measured)
     figure.suptitle(title, fontsize=10)
     return figure
 
