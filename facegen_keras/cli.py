@@ -146,8 +146,9 @@ def settings(preset):
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--count", default=64, show_default=True, type=click.IntRange(min=1), help="How many faces.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which faces.")
+@click.option("--best", is_flag=True, help="By the generator whose faces measured best, not by the last.")
 @click.option("--out", help="A PNG file for a grid, or DIR/ for single images.  [default: RUN/faces_seed_SEED.png]")
-def sample(run, count, seed, out):
+def sample(run, count, seed, best, out):
     "Generate faces with a trained RUN."
     start_keras()
     from facegen_keras.base.files import write_file
@@ -157,7 +158,7 @@ def sample(run, count, seed, out):
     single = out is not None and (out.endswith(("/", os.sep)) or target.is_dir())
     if not single and target.suffix.lower() != ".png":
         raise input_error("--out", "a name that ends in .png, or a folder that ends in /", out, "name it so")
-    faces = load_gan(run).generate(count, seed)
+    faces = load_gan(run, best).generate(count, seed)
     (target if single else target.parent).mkdir(parents=True, exist_ok=True)
     if single:
         for index, face in enumerate(faces):
@@ -198,7 +199,8 @@ def say_what_is_compared(
         click.echo(f"no picture was held out: half of the {num_train:,} stand in for them, and copying cannot be "
                    f"measured; to hold some out, train with --set limit={num_train * 9 // 10}", err=True)
     if used < count:
-        click.echo(f"{used:,} real faces were not seen in training, so {used:,} of a seed are compared", err=True)
+        what = "were not seen" if num_held_out <= num_train else "were seen"
+        click.echo(f"{used:,} real faces {what} in training, so {used:,} of a seed are compared", err=True)
 
 
 def write_record(
@@ -218,9 +220,10 @@ def write_record(
     "--count", default=10_000, show_default=True, type=click.IntRange(min=50), help="How many faces of a seed."
 )
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 100), help="How many seeds.")
+@click.option("--best", is_flag=True, help="The generator whose faces measured best, not the last.")
 @click.option("--fid", is_flag=True, help="Also FID, by clean-fid or torch-fidelity if installed; downloads weights.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the record as JSON.")
-def evaluate(run, data, count, seeds, fid, out):
+def evaluate(run, data, count, seeds, best, fid, out):
     "Measure the faces of a trained RUN against real ones."
     check_target(out)
     start_keras()
@@ -232,7 +235,7 @@ def evaluate(run, data, count, seeds, fid, out):
     config = Run(run).config
     if fid:
         inception.fid_tool()
-    gan, reader = load_gan(run), None
+    gan, reader = load_gan(run, best), None
     with progress_bar("reading images") as progress:
         train, held_out = metrics.real_faces(Run(run), data or config.data, count, progress)
     used = metrics.choose_compared(count, len(train), len(held_out))[2]

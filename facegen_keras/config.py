@@ -111,6 +111,8 @@ class RunConfig(Recipe):
         one_of("auto", "float32", "bfloat16", "float16"), "P")
     max_bad: float = setting(
         0.01, "the run stops if more than this share of the images cannot be used", number_from(0, 1), "P")
+    measure_images: int = setting(
+        20_000, "real images between two measurements on held-out faces; 0: none", whole_number(0), "P")
     save_minutes: float = setting(
         5, "save at least so often, minutes; 0: after each step", number_from(0, 10_000), "P")
 

@@ -141,7 +141,7 @@ class Faces:
     ):
         self.source, self.layout, self.crop, self.image_size = source, layout, crop, image_size
         self.unreadable = {}  # name -> reason, of pictures met while training
-        self._decoded = None
+        self.held_out, self._decoded = None, None  # the former: what their run holds out, see runs/held_out
 
     def __len__(self) -> int:
         return len(self.source.names)

@@ -175,6 +175,7 @@ class FaceGAN(keras.Model):
         self.trained_by = loss or config.loss
         self.loss_row, self.ema_generator = LOSSES[self.trained_by], averaged_copy(generator)
         self.ema_ramp = math.inf if config.redraw_epochs and self.loss_row.second == "discriminator" else EMA_RAMP
+        self.best_weights = ()  # arrays: the average's when its faces measured best
         self.update_by_loss = pkgutil.resolve_name(self.loss_row.update)
         self.seed_generator = keras.random.SeedGenerator(config.seed)
         rng = np.random.default_rng([config.seed, 1])

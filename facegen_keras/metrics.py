@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BETTER', 'FEWEST', 'Digest', 'digest_images', 'compare', 'check_sizes', 'choose_compared', 'take', 'evaluate',
-           'summary', 'circumstances', 'metrics_table', 'real_faces', 'leave_out_twins']
+           'summary', 'circumstances', 'metrics_table', 'real_faces']
 
 # %% ../nbs/09_metrics.ipynb #f41f4643
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 import facegen_keras
 from .base.errors import input_error
 from .runs.folder import Run
-from .data.check import find_duplicates, inspect_faces
+from .runs.held_out import leave_out_twins
 from .data.sources import spread
 from .faces import Faces, load_faces
 from .features.distances import (
@@ -232,10 +232,11 @@ def real_faces(
     progress=lambda done, total: None,  # of reading pictures
 ) -> tuple[Faces, Faces]:  # trained on; held out, perhaps none
     "The real faces to measure a run against; `InputError` if they are not those it was trained on."
-    config = run.config
+    config, division = run.config, run.read("held_out.json.gz") or {}
     if data == config.data == "toy":
         return tuple(load_faces("toy", config.image_size, limit=limit, seed=seed)
-                     for limit, seed in ((config.limit, config.seed), (count, (config.seed + 1) % 2**32)))
+                     for limit, seed in ((config.limit, config.seed),
+                                         (count, division.get("report", (config.seed + 1) % 2**32))))
     names = run.read("images.json.gz", list)
     if not names:
         raise input_error("run", "its list of pictures, images.json.gz, whole", f"none in {run.directory}",
@@ -247,21 +248,6 @@ def real_faces(
         raise input_error("--data", f"the pictures that {run.directory} was trained on",
                           f"{data} without {missing:,} of {len(names):,}", "give the data that it was trained on")
     train.leave_out(there.difference(names))
-    held_out.leave_out(names)
+    held_out.source.follow(division.get("report", sorted(there.difference(names))))
     leave_out_twins(train, held_out, progress)
     return train, held_out
-
-# %% ../nbs/09_metrics.ipynb #990713f8
-def leave_out_twins(
-    train: Faces,  # loses what cannot be read
-    held_out: Faces,  # loses that as well, and what has the bytes of a picture in `train` or of an earlier one here
-    progress=lambda done, total: None,  # of reading pictures
-) -> None:
-    "Reads two sets and leaves no picture in both."
-    problems, digests = inspect_faces(train, progress)
-    seen = set(digests.tolist())
-    train.leave_out(train.name(index) for index, problem in enumerate(problems) if problem)
-    problems, digests = inspect_faces(held_out, progress)
-    twins = find_duplicates(digests)
-    held_out.leave_out(held_out.name(index) for index, problem in enumerate(problems)
-                       if problem or index in twins or digests[index] in seen)

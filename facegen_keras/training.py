@@ -25,6 +25,7 @@ from facegen_keras.runs.callbacks import (
 from .runs.checkpoint import restore_newest
 from .runs.folder import Onlooker, Run, refuse_another_run, refuse_folder, write_network
 from .runs.images import environment, load_images, open_run, refuse_too_many
+from .runs.measures import MeasureFaces, best_generator
 from .runs.progress import ShowBar, ShowForecast, ShowLines, plan, say
 from .runs.session import Session, deadline_after, disk_trouble, stop_on_signals, write_status
 from .runs.start import begin_with_another, check_start
@@ -164,8 +165,8 @@ def run_session(
                                     config.flip, backend.process())
     on_terminal = session.report is say and sys.stdout.isatty()
     show = ShowBar(session) if on_terminal else ShowLines(session)
-    callbacks = [WriteLog(session), ShowForecast(session), SpreadCodes(session), DrawPictures(session), show,
-                 WatchImages(session), StopInTime(session), SaveState(session)]
+    callbacks = [WriteLog(session), ShowForecast(session), SpreadCodes(session), MeasureFaces(session),
+                 DrawPictures(session), show, WatchImages(session), StopInTime(session), SaveState(session)]
     try:
         gan.fit(backend.as_data(batches), steps_per_epoch=session.steps_left_in_act, shuffle=False, verbose=0,
                 callbacks=callbacks)
@@ -220,6 +221,8 @@ def finish(gan: FaceGAN, session: Session) -> None:
         write_film(session)
         if finished:
             write_network(run, gan.ema_generator, "generator.keras")
+        if gan.best_weights:  # the file may be of steps that the run went back behind
+            write_network(run, best_generator(gan), "best.keras")
         write_status(session, "finished" if finished else "paused", "" if finished else session.stop_reason)
     except OSError as error:
         finished, session.stop_reason = False, f"{disk_trouble(error)}; see to the disk"

@@ -510,6 +510,9 @@ def test_what_shares_bytes_with_a_trained_picture_is_neither_trained_on_nor_held
     run.write("images.json.gz", ["b.png", "c.png", "d.png"])
     found = metrics_module.real_faces(run, photos, 10)
     assert [faces.source.names for faces in found] == [["b.png", "c.png", "d.png"], ["e.png", "f.png"]]
+    run.write("held_out.json.gz", {"choose": ["f.png"], "report": ["a.png", "e.png", "gone.png", "h.png"]})
+    found = metrics_module.real_faces(run, photos, 10)
+    assert [faces.source.names for faces in found] == [["b.png", "c.png", "d.png"], ["e.png"]]
 
 
 @pytest.mark.slow

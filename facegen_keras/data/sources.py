@@ -6,7 +6,7 @@
 __all__ = ['NAME_LIST', 'PARTITION_LISTS', 'CELEBA_FOLDER', 'MAX_BYTES', 'NO_STAMP', 'ENCRYPTED', 'ZIP_ERRORS', 'NO_ENTRY',
            'is_picture', 'is_wanted', 'is_hidden', 'walk', 'list_folder', 'check_length', 'why_not', 'file_stamp',
            'FolderSource', 'copy_directory', 'list_zip', 'read_entry', 'ZipSource', 'other_files', 'list_endings',
-           'stem', 'stripped_lines', 'celebrities_100k', 'celeba', 'recognise', 'spread']
+           'stem', 'stripped_lines', 'celebrities_100k', 'celeba_parts', 'celeba', 'recognise', 'spread']
 
 # %% ../../nbs/data/sources.ipynb #effe7ebe
 import collections
@@ -321,22 +321,32 @@ def celebrities_100k(
     return []
 
 # %% ../../nbs/data/sources.ipynb #8e78672b
+def celeba_parts(
+    source,  # a collection
+) -> tuple[str, dict[str, str]]:  # name of CelebA's list, "" if there is none; stem -> 0 training, 1 validation, 2 test
+    "How CelebA divides its pictures."
+    lists = [index for index, name in enumerate(source.names) if name.rpartition("/")[2] in PARTITION_LISTS]
+    if not lists:
+        return "", {}
+    rows = (re.split(r"[,\s]+", line) for line in stripped_lines(source, lists[0]))
+    return source.names[lists[0]], {stem(row[0]): row[1] for row in rows if len(row) == 2}
+
+
 def celeba(
     source,  # a collection
     pictures: list[int],  # its pictures, as indices into its names
-) -> list[int]:  # those for training; none if this is another layout
+    part: str = "0",  # of the list: training, unless it is 1 or 2
+) -> list[int]:  # those of this part; none if this is another layout
     "The layout `img_align_celeba`, here or one folder down, with or without a partition list."
     names = source.names
     inside = [picture for picture in pictures if CELEBA_FOLDER in names[picture].split("/")[:-1][:2]]
-    lists = [index for index, name in enumerate(names) if name.rpartition("/")[2] in PARTITION_LISTS]
-    if not inside or not lists:
+    partition, parts = celeba_parts(source) if inside else ("", {})
+    if not partition:
         return inside
-    rows = (re.split(r"[,\s]+", line) for line in stripped_lines(source, lists[0]))
-    training = {stem(row[0]) for row in rows if row[1:] == ["0"]}
-    kept = [picture for picture in inside if stem(names[picture]) in training]
-    if not kept:
-        raise input_error("data", "a partition list that names training pictures (0)",
-                          names[lists[0]], "mend the list, or move it away to use all pictures")
+    kept = [picture for picture in inside if parts.get(stem(names[picture])) == part]
+    if not kept and part == "0":
+        raise input_error("data", "a partition list that names training pictures (0)", partition,
+                          "mend the list, or move it away to use all pictures")
     return kept
 
 # %% ../../nbs/data/sources.ipynb #8793ccd3

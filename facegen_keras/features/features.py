@@ -74,7 +74,7 @@ class RandomFeatures:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         "Features of a batch."
-        return np.asarray(ops.convert_to_numpy(self.network.predict_on_batch(images)))
+        return np.asarray(ops.convert_to_numpy(self.network(images)))  # not `predict`, which divides a batch among devices
 
 # %% ../../nbs/features/features.ipynb #dbcc79b2
 def in_batches(

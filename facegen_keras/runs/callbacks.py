@@ -28,7 +28,7 @@ from ..gan import FaceGAN
 from .checkpoint import (
     Place, checkpoints, finite_state, place_in_name, restore_newest, save_checkpoint)
 from .folder import Onlooker, Run
-from .session import Session, disk_trouble, note_unreadable, write_status
+from .session import Session, disk_trouble, measures_after, note_unreadable, write_status
 from .viz import figure_to_png, image_grid, loss_curves, timelapse, to_png
 
 # %% ../../nbs/runs/callbacks.ipynb #9c4f0bb5
@@ -183,7 +183,7 @@ class DrawPictures(keras.callbacks.Callback):
         faces = self.model.generate(self.COUNT, seed=self.session.config.seed)
         run.write(f"samples/epoch_{epoch:04d}.png", to_png(image_grid(faces)))
         acts = dict.fromkeys(map(self.session.config.loss_at, range(max(1, epoch))))
-        curves = loss_curves(run.records("steps"), [LOSSES[name] for name in acts],
+        curves = loss_curves(run.records("steps") + run.records("measure"), [LOSSES[name] for name in acts],
                              f"{self.session.faces.layout}, {epoch} epochs")
         run.write("losses.png", figure_to_png(curves, "Loss curves of a facegen_keras run."))
         return faces
@@ -274,7 +274,7 @@ class StopInTime(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         session, now = self.session, time.monotonic()
-        if not session.epoch_complete:  # pictures are counted by themselves
+        if not session.epoch_complete and not measures_after(session, session.steps_done):  # these count by themselves
             self.steps = [*self.steps[-self.RECENT:], now - self.start]
         if session.deadline is not None and now + self.still_to_come() >= session.deadline:
             session.stop_reason = session.stop_reason or "the time is used up"
@@ -288,7 +288,9 @@ class StopInTime(keras.callbacks.Callback):
         step = max(self.steps[1:] or self.steps, default=0.0)  # the first compiles
         ends_epoch = session.step == session.steps_per_epoch - 1
         frames = min(len(session.run.samples()) + ends_epoch, MOST_FRAMES)
-        return step + took.get("save", 0.0) + ends_epoch * took.get("pictures", 0.0) + frames * took.get("frame", 0.0)
+        measures = measures_after(session, session.steps_done + 1)
+        return (step + took.get("save", 0.0) + ends_epoch * took.get("pictures", 0.0) + frames * took.get("frame", 0.0)
+                + measures * took.get("faces", 0.0))
 
 # %% ../../nbs/runs/callbacks.ipynb #fc888740
 class SaveState(keras.callbacks.Callback):

@@ -42,7 +42,8 @@ def state_variables(
 # %% ../../nbs/runs/checkpoint.ipynb #43037153
 def read_state(gan: FaceGAN) -> dict[str, np.ndarray]:
     "A copy of the state, as arrays."
-    return {name: keras.ops.convert_to_numpy(variable) for name, variable in state_variables(gan).items()}
+    best = {f"best/{place:03d}": array for place, array in enumerate(gan.best_weights)}
+    return {name: keras.ops.convert_to_numpy(variable) for name, variable in state_variables(gan).items()} | best
 
 # %% ../../nbs/runs/checkpoint.ipynb #53c0d557
 def write_state(
@@ -50,6 +51,8 @@ def write_state(
     state: dict[str, np.ndarray],  # from `read_state`
 ) -> None:
     "Puts a state into a model; refuses one that belongs to another."
+    best = tuple(state[name] for name in sorted(state) if name.startswith("best/"))
+    state = {name: array for name, array in state.items() if not name.startswith("best/")}
     second = f"{gan.loss_row.second}/"  # an encoder's weights were once kept as a discriminator's
     state = {re.sub("^discriminator/", second, name): array for name, array in state.items()}
     state = {f"ema_{name}": array for name, array in state.items() if name.startswith("generator/")} | state
@@ -64,6 +67,7 @@ def write_state(
                           "use the config that the checkpoint was made with")
     for name, variable in variables.items():
         variable.assign(state[name])
+    gan.best_weights = best
 
 # %% ../../nbs/runs/checkpoint.ipynb #766b4e6d
 DIGEST_BYTES = hashlib.sha256().digest_size

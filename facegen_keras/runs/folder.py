@@ -60,9 +60,9 @@ class RunFiles:
 class Run(RunFiles):
     "A run directory, read."
 
-    FILES = ("samples", "checkpoints", "environment.json", "images.json.gz", "quarantine.json", "status.json",
-             "log.jsonl", "speed.jsonl", "losses.png", "timelapse.gif", "generator.keras", "encoder.keras", "faces_seed_*.png",
-             "config.json")
+    FILES = ("samples", "checkpoints", "environment.json", "images.json.gz", "held_out.json.gz", "quarantine.json",
+             "status.json", "log.jsonl", "speed.jsonl", "losses.png", "timelapse.gif", "generator.keras", "best.keras",
+             "encoder.keras", "faces_seed_*.png", "config.json")
 
     def exists(self) -> bool:
         "Whether a run has begun here."
@@ -80,7 +80,7 @@ class Run(RunFiles):
         return status if {"state", "epoch", "step"} <= status.keys() else {}
 
     def records(self, kind: str) -> list[dict]:
-        "The log's lines of one kind: `steps`, `epoch`, `samples` or `recovery`."
+        "The log's lines of one kind: `steps`, `epoch`, `samples`, `measure` or `recovery`."
         return [record for record in read_log_lines(self.directory / "log.jsonl") if record.get("kind") == kind]
 
     def speeds(self, kind: str) -> list[dict]:

@@ -26,6 +26,7 @@ from ..faces import Faces, load_faces, require_readable
 from .checkpoint import checkpoints
 from .folder import (
     ANOTHER_RUN, Run, delete_run, half_written, lock_run, refuse_another_run, unusable_out)
+from .held_out import held_out_names, hold_out
 
 # %% ../../nbs/runs/images.ipynb #bc7dba8b
 def load_images(
@@ -61,6 +62,8 @@ def choose_images(
     faces.leave_out(bad)
     if bad:
         report(f"{len(bad):,} of {total:,} images cannot be used: quarantine.json says which and why")
+    if run is None or run.read("held_out.json.gz") or not checkpoints(run.directory / "checkpoints"):
+        faces.held_out = hold_out(config, faces, report)
     return bad
 
 # %% ../../nbs/runs/images.ipynb #2d1d6d56
@@ -72,8 +75,8 @@ def keep_images(
     report=print,  # called with each line that a person should read
 ) -> None:
     "Puts faces back to the images that a run began with; refuses others."
-    there = set(map(faces.name, range(len(faces))))
-    added = there.difference(names, run.read("quarantine.json") or {})
+    there, faces.held_out = set(map(faces.name, range(len(faces)))), run.read("held_out.json.gz")
+    added = there.difference(names, run.read("quarantine.json") or {}, held_out_names(faces.held_out))
     if added and config.limit is None:
         report(f"{len(added):,} images are new since the run began and are not used")
     missing = {name: "no longer there" for name in names if name not in there}
@@ -156,6 +159,8 @@ def describe_run(run: Run, config: RunConfig, faces: Faces, bad: dict[str, str],
     if known is None:
         if bad:
             run.write("quarantine.json", (run.read("quarantine.json") or {}) | bad)
+        if faces.held_out:
+            run.write("held_out.json.gz", faces.held_out)
         run.write("images.json.gz", names)
 
 # %% ../../nbs/runs/images.ipynb #6b1a281b

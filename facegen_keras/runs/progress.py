@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARTICLE_HOURS', 'ARTICLE_EPOCHS', 'ARTICLE_STEPS', 'say', 'plan', 'duration_in_words', 'forecast', 'ShowForecast',
-           'progress_line', 'losses_text', 'bar_text', 'ShowLines', 'ShowBar']
+           'progress_line', 'losses_text', 'frechet_text', 'bar_text', 'ShowLines', 'ShowBar']
 
 # %% ../../nbs/runs/progress.ipynb #7a05b770
 import contextlib
@@ -94,10 +94,12 @@ def progress_line(
     loss: Loss,  # of the run
     epochs: int,  # of the whole run
     images_per_s: float,
+    measured: list[float] = (),  # Fréchet distances so far
 ) -> str:
     "A line of the log as a person reads it."
     told = ", ".join(f"{name.removeprefix('d_accuracy_')} {line[name]:4.0%}" for name in loss.accuracies)
     told = f"told right: {told}" if told else "  ".join(f"{name} {line[name]:.1f}" for name in loss.others)
+    told += f"  {frechet_text(measured)}" if measured else ""
     losses = losses_text(line, loss, 3, "  ")
     return f"epoch {line['epoch']:6.2f}/{epochs}  {losses}  {told}  {images_per_s:.1f} images/s"
 
@@ -112,17 +114,26 @@ def losses_text(
     return between.join(f"{name} {line[name]:.{digits}f}" for name in loss.losses)
 
 
+def frechet_text(
+    measured: list[float],  # Fréchet distances so far, at least one
+) -> str:
+    "The last distance and the least."
+    return f"frechet {measured[-1]:.0f} (best {min(measured):.0f})"
+
+
 def bar_text(
     line: dict | None,  # of the log; None before the first
     loss: Loss,  # of the run
     epochs: int,  # of the whole run
     images_per_s: float,
+    measured: list[float] = (),  # Fréchet distances so far
 ) -> str:  # short enough for a bar beside it on 80 columns
     "What a line of the log says, in few words."
     if line is None:
         return "compiling the first step"
     epoch = math.floor(10 * line["epoch"]) / 10
-    return f"epoch {epoch:.1f}/{epochs}  {losses_text(line, loss, 2)} {images_per_s:5.0f} images/s"
+    told = frechet_text(measured) if measured else losses_text(line, loss, 2)
+    return f"epoch {epoch:.1f}/{epochs}  {told} {images_per_s:5.0f} images/s"
 
 # %% ../../nbs/runs/progress.ipynb #2e1b9650
 class ShowLines(keras.callbacks.Callback):
@@ -137,7 +148,9 @@ class ShowLines(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         line, now = self.session.latest, time.monotonic()
         if line and line is not self.said and (line["kind"] == "epoch" or now - self.time >= self.SECONDS):
-            self.session.report(progress_line(line, self.model.loss_row, self.session.config.epochs, self.session.images_per_s))
+            session = self.session
+            session.report(progress_line(line, self.model.loss_row, session.config.epochs, session.images_per_s,
+                                         session.measured))
             self.said, self.time = line, now
 
 # %% ../../nbs/runs/progress.ipynb #79ddea78
@@ -157,8 +170,9 @@ class ShowBar(keras.callbacks.Callback):
         self.task = self.bar.add_task(bar_text(None, self.model.loss_row, 0, 0), total=done + left, completed=done)
 
     def on_train_batch_end(self, batch, logs=None):
-        text = bar_text(self.session.latest, self.model.loss_row, self.session.config.epochs, self.session.images_per_s)
-        self.bar.update(self.task, completed=self.session.steps_done, description=text)
+        session = self.session
+        text = bar_text(session.latest, self.model.loss_row, session.config.epochs, session.images_per_s, session.measured)
+        self.bar.update(self.task, completed=session.steps_done, description=text)
 
     def close(self) -> None:
         "Gives the terminal back, whatever has happened."

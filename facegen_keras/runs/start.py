@@ -17,17 +17,20 @@ from .folder import Run
 # %% ../../nbs/runs/start.ipynb #b0e9d5cb
 def load_gan(
     directory: Path,  # a run directory
+    best: bool = False,  # with the generator of best.keras, beside a fresh second network?
 ) -> FaceGAN:  # compiled, ready to generate or to train on
     "The GAN of a run, from its newest checkpoint that is whole, or at least its generator."
     directory = Path(directory)
-    config, result = Run(directory).config, directory / "generator.keras"
+    config, result = Run(directory).config, directory / ("best.keras" if best else "generator.keras")
     try:
-        if restored := restore_newest(config, directory / "checkpoints"):
+        if not best and (restored := restore_newest(config, directory / "checkpoints")):
             return restored[0]
     except InputError:  # they are damaged, each named in a line of its own
         if not result.is_file():
             raise
     if not result.is_file():
+        if best:
+            raise input_error("run", "a best.keras", f"none in {directory}", "train on until faces are measured")
         raise input_error("run", "a checkpoint or a generator.keras", f"neither in {directory}",
                           "train for an epoch first")
     gan = FaceGAN.from_run_config(config)
