@@ -8,6 +8,9 @@ __all__ = ['PLACES']
 
 # %% ../nbs/index.ipynb #1c4ea0f5
 import importlib
+import os
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # read when TensorFlow starts; see engine/cpu_speed
 
 PLACES = {"RunConfig": "config", "load_faces": "faces", "make_generator": "networks",
           "make_discriminator": "networks", "FaceGAN": "gan", "Run": "runs.folder", "load_gan": "runs.start",

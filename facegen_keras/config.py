@@ -43,6 +43,9 @@ class Recipe(Settings):
     gamma: tuple = setting(
         (0.0, 0.0), "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",
         first_and_last(1e6), "P")
+    anchor: float = setting(
+        0.0, "in a game after redrawing, weight of the likeness of half the pictures to real ones, see 08_modern; 0: none",
+        number_from(0, 1e6), "P")
     batch_size: int = setting(64, "real images a step, and as many generated ones", whole_number(2), "A")
     d_learning_rate: float = setting(4e-5, "Adam's step size, discriminator", between(0, 1), "N")
     g_learning_rate: float = setting(2e-4, "Adam's step size, generator", between(0, 1), "N")

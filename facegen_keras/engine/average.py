@@ -6,6 +6,8 @@
 __all__ = ['EMA_RAMP', 'ema_share', 'averaged_copy', 'move_average', 'batch_norms', 'start_moving_statistics']
 
 # %% ../../nbs/engine/average.ipynb #78533cba
+import math
+
 import keras
 from keras import ops
 
@@ -19,10 +21,11 @@ EMA_RAMP = 0.05  # the longest half-life, as a share of the images seen so far
 def ema_share(
     images_seen,  # by the end of this step
     config: RunConfig,  # ema_images, batch_size
-    ramp: float = EMA_RAMP,  # the longest half-life over images_seen; infinite: none
+    ramp: float | None = EMA_RAMP,  # the longest half-life over images_seen; None: any
 ):  # scalar in [0, 1], of the type of images_seen
     "How far the average moves towards the weights in a step."
-    half_life = ops.minimum(float(config.ema_images), ramp * images_seen)
+    longest = ramp * images_seen if ramp else math.inf
+    half_life = ops.minimum(float(config.ema_images), longest)
     return 1.0 - 0.5 ** (config.batch_size / half_life)
 
 # %% ../../nbs/engine/average.ipynb #4e3d3734
@@ -40,7 +43,7 @@ def move_average(
     network: keras.Model,  # what it is the average of
     steps,  # taken so far, this one included; a scalar
     config: RunConfig,  # ema_images, batch_size
-    ramp: float = EMA_RAMP,  # as in `ema_share`
+    ramp: float | None = EMA_RAMP,  # as in `ema_share`
 ) -> None:
     "Moves the averages of a network's weights and statistics, as often as a step has moved these."
     images_seen = config.batch_size * ops.cast(steps, "float32")

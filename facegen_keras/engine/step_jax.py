@@ -21,9 +21,9 @@ from jax.experimental import multihost_utils
 
 from ..base.errors import input_error
 from .augment import changes_of_both
-from facegen_keras.losses import (
-    FAKE, PENALTY_SHARE, REAL, accuracy, discriminator_loss, generator_loss, gradient_penalty, pair_accuracy, relativistic_loss,
-    turned_round)
+from ..losses import (
+    FAKE, REAL, accuracy, anchor_gradient, discriminator_loss, few_of, generator_loss, gradient_penalty, pair_accuracy,
+    relativistic_loss, turned_round)
 
 # %% ../../nbs/engine/step_jax.ipynb #9bd58563
 engine = jax
@@ -48,13 +48,11 @@ def assign(variables: list, arrays) -> None:
 def make_images(
     generator: keras.Model,
     latents,  # (B, latent_dim) float32
-    change=None,  # what is done to the images, a function; None: nothing
 ):  # (B, S, S, 3) float32; a function from a gradient of that shape to a list, one for each trainable weight
     "Images, and the way back from their gradient to that of the weights."
     def make(weights):
         statistics = values(generator.non_trainable_variables)
-        images, statistics = generator.stateless_call(weights, statistics, latents, training=True)
-        return change(images) if change else images, statistics
+        return generator.stateless_call(weights, statistics, latents, training=True)
 
     weights = values(generator.trainable_variables)
     images, images_to_weights, statistics = jax.vjp(make, weights, has_aux=True)
@@ -114,18 +112,19 @@ def relativistic_update(
     latents,  # (B, latent_dim) float32
     gamma,  # scalar float32: the weight of the gradient penalty
     changes=None,  # (2 B, 8) float32, of `draw_changes`, real images first; None: both stay as they are
+    anchor=0.0,  # number: the weight of `anchor_gradient`
 ):  # four scalars float32: d_loss (without the penalty), g_loss, accuracy on pairs, penalty (R1 + R2)
     "Both networks' updates, from one pass through the discriminator."
     change_reals, change_fakes = changes_of_both(changes)
-    fake_images, to_weights = make_images(generator, latents, change_fakes)
-    real_images = change_reals(real_images)
-    few = jax.numpy.concatenate([images[::PENALTY_SHARE] for images in (real_images, fake_images)])
+    fake_images, to_weights = make_images(generator, latents)
 
     def judge(weights, fake_images):
         def logits_of(images):
             return discriminator.stateless_call(weights, [], images, training=True)[0]
 
-        logits = logits_of(jax.numpy.concatenate([real_images, fake_images]))
+        seen = change_reals(real_images), change_fakes(fake_images)
+        few = jax.lax.stop_gradient(jax.numpy.concatenate([few_of(images) for images in seen]))
+        logits = logits_of(jax.numpy.concatenate(seen))
         d_loss = relativistic_loss(*jax.numpy.split(logits, 2))
         penalty = 2 * gradient_penalty(jax.grad(lambda images: logits_of(images).sum())(few))
         return d_optimizer.scale_loss(d_loss + gamma / 2 * penalty), (d_loss, penalty, logits)
@@ -137,7 +136,10 @@ def relativistic_update(
     real_logits, fake_logits = jax.numpy.split(logits, 2)
     g_loss = relativistic_loss(fake_logits, real_logits)
     factors = turned_round(real_logits, fake_logits) * g_optimizer.scale_loss(1.0) / d_optimizer.scale_loss(1.0)
-    apply(g_optimizer, to_weights(factors[:, :, None, None] * pixel_gradient), generator.trainable_variables)
+    pixel_gradient = factors[:, :, None, None] * pixel_gradient
+    if anchor:
+        pixel_gradient += g_optimizer.scale_loss(anchor) * anchor_gradient(fake_images, real_images)
+    apply(g_optimizer, to_weights(pixel_gradient), generator.trainable_variables)
     return d_loss, g_loss, pair_accuracy(real_logits, fake_logits), penalty
 
 # %% ../../nbs/engine/step_jax.ipynb #a915ce7f

@@ -16,9 +16,9 @@ import tensorflow as tf
 
 from .augment import changes_of_both
 from .cpu_speed import speed_up, speed_up_adam  # noqa: F401, what the other page has too
-from facegen_keras.losses import (
-    FAKE, PENALTY_SHARE, REAL, accuracy, discriminator_loss, generator_loss, gradient_penalty, pair_accuracy, relativistic_loss,
-    turned_round)
+from ..losses import (
+    FAKE, REAL, accuracy, anchor_gradient, discriminator_loss, few_of, generator_loss, gradient_penalty, pair_accuracy,
+    relativistic_loss, turned_round)
 
 # %% ../../nbs/engine/step_tensorflow.ipynb #2b7cb7a7
 engine = tf
@@ -32,12 +32,10 @@ def num_replicas() -> int:
 def make_images(
     generator: keras.Model,
     latents,  # (B, latent_dim) float32
-    change=None,  # what is done to the images, a function; None: nothing
 ):  # (B, S, S, 3) float32; a function from a gradient of that shape to a list, one for each trainable weight
     "Images, and the way back from their gradient to that of the weights."
     with tf.GradientTape() as tape:
         images = generator(latents, training=True)
-        images = change(images) if change else images
     return images, lambda pixel_gradient: tape.gradient(
         images, generator.trainable_variables, output_gradients=pixel_gradient)
 
@@ -88,20 +86,20 @@ def relativistic_update(
     latents,  # (B, latent_dim) float32
     gamma,  # scalar float32: the weight of the gradient penalty
     changes=None,  # (2 B, 8) float32, of `draw_changes`, real images first; None: both stay as they are
+    anchor=0.0,  # number: the weight of `anchor_gradient`
 ):  # four scalars float32: d_loss (without the penalty), g_loss, accuracy on pairs, penalty (R1 + R2)
     "Both networks' updates, from one pass through the discriminator."
     change_reals, change_fakes = changes_of_both(changes)
-    fake_images, to_weights = make_images(generator, latents, change_fakes)
-    real_images = change_reals(real_images)
-    few = tf.concat([images[::PENALTY_SHARE] for images in (real_images, fake_images)], 0)
+    fake_images, to_weights = make_images(generator, latents)
     weights = discriminator.trainable_variables
     with tf.GradientTape() as tape:
         tape.watch(fake_images)
-        logits = discriminator(tf.concat([real_images, fake_images], 0), training=True)
+        seen = change_reals(real_images), change_fakes(fake_images)
+        logits = discriminator(tf.concat(seen, 0), training=True)
         real_logits, fake_logits = tf.split(logits, 2)
         d_loss = relativistic_loss(real_logits, fake_logits)
         with tf.GradientTape(watch_accessed_variables=False) as pixel_tape:
-            few = tf.stop_gradient(few)
+            few = tf.stop_gradient(tf.concat([few_of(images) for images in seen], 0))
             pixel_tape.watch(few)
             few_logits = discriminator(few, training=True)
         penalty = 2 * gradient_penalty(pixel_tape.gradient(few_logits, few))
@@ -111,8 +109,11 @@ def relativistic_update(
 
     g_loss = relativistic_loss(fake_logits, real_logits)
     factors = turned_round(real_logits, fake_logits) * g_optimizer.scale_loss(1.0) / d_optimizer.scale_loss(1.0)
-    gradients = to_weights(factors[:, :, None, None] * pixel_gradient)
-    apply(g_optimizer, gradients, generator.trainable_variables)
+    pixel_gradient = factors[:, :, None, None] * pixel_gradient
+    if anchor:
+        scaled_anchor = g_optimizer.scale_loss(anchor) / num_replicas()
+        pixel_gradient += scaled_anchor * anchor_gradient(fake_images, real_images)
+    apply(g_optimizer, to_weights(pixel_gradient), generator.trainable_variables)
     return d_loss, g_loss, pair_accuracy(real_logits, fake_logits), penalty
 
 # %% ../../nbs/engine/step_tensorflow.ipynb #63441dc2
