@@ -46,6 +46,7 @@ setup(
     license="MIT",
     keywords=settings["keywords"],
     packages=find_packages(include=[f"{settings['lib_name']}*"]),
+    package_data={settings["lib_name"]: ["shipped/*/*"]},  # generators, see nbs/runs/shipped.ipynb
     cmdclass={"build_py": BuildWithStory, "sdist": SourcesWithStory},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),

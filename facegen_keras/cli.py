@@ -147,14 +147,15 @@ def settings(preset):
 @click.option("--count", default=64, show_default=True, type=click.IntRange(min=1), help="How many faces.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which faces.")
 @click.option("--best", is_flag=True, help="By the generator whose faces measured best, not by the last.")
-@click.option("--out", help="A PNG file for a grid, or DIR/ for single images.  [default: RUN/faces_seed_SEED.png]")
+@click.option("--out", help="A PNG file for a grid, or DIR/ for single images.  [default: faces_seed_SEED.png in the run's folder]")
 def sample(run, count, seed, best, out):
-    "Generate faces with a trained RUN."
+    "Generate faces with a trained RUN, or with celeba or drawn, which come with the package."
     start_keras()
     from facegen_keras.base.files import write_file
     from facegen_keras.runs.start import load_gan
     from facegen_keras.runs.viz import image_grid, to_png
-    target = Path(out or run / f"faces_seed_{seed}.png")
+    from facegen_keras.runs.shipped import find_run
+    target = Path(out or (run / f"faces_seed_{seed}.png" if find_run(run) == run else f"{run}_seed_{seed}.png"))
     single = out is not None and (out.endswith(("/", os.sep)) or target.is_dir())
     if not single and target.suffix.lower() != ".png":
         raise input_error("--out", "a name that ends in .png, or a folder that ends in /", out, "name it so")

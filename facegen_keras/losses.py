@@ -93,7 +93,7 @@ PENALTY_SHARE = 4  # the slope is taken at one picture in four: an unbiased mean
 def few_of(
     images,  # (B, S, S, 3)
 ):  # (about B / PENALTY_SHARE, S, S, 3): two neighbours of eight, as an anchor holds every second one
-    "The pictures at which the slope is taken: the same ones on one device and on several."
+    "The pictures at which the slope is taken: the same ones on several devices, if each has a multiple of eight."
     return ops.concatenate([images[::2 * PENALTY_SHARE], images[1::2 * PENALTY_SHARE]])
 
 
@@ -125,7 +125,7 @@ def anchor_gradient(
 ):  # (B, S, S, 3) float32: the gradient by the generated pictures' pixels, 0 at odd places
     "Of half the squared errors between averaged pictures, summed over a picture and taken as a mean over the batch."
     size = real_images.shape[1] // ANCHOR_SIDE
-    errors = ops.average_pool(fake_images - real_images, size)
+    errors = ops.average_pool(fake_images - real_images, size, size)
     rows = ops.arange(ops.shape(errors)[0])[:, None, None, None]
     held = ops.where(rows % 2 == 0, errors, 0.0) / ops.cast(size**2 * ops.shape(errors)[0], "float32")
     return ops.repeat(ops.repeat(held, size, axis=1), size, axis=2)

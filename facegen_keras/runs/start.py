@@ -13,14 +13,15 @@ from ..config import RunConfig
 from ..gan import FaceGAN
 from .checkpoint import checkpoints, restore_newest
 from .folder import Run
+from .shipped import find_run
 
 # %% ../../nbs/runs/start.ipynb #b0e9d5cb
 def load_gan(
-    directory: Path,  # a run directory
+    directory: Path,  # a run directory, or the name of a generator that comes with the package
     best: bool = False,  # with the generator of best.keras, beside a fresh second network?
 ) -> FaceGAN:  # compiled, ready to generate or to train on
     "The GAN of a run, from its newest checkpoint that is whole, or at least its generator."
-    directory = Path(directory)
+    directory = find_run(directory)
     config, result = Run(directory).config, directory / ("best.keras" if best else "generator.keras")
     try:
         if not best and (restored := restore_newest(config, directory / "checkpoints")):
@@ -50,7 +51,7 @@ def check_start(config: RunConfig) -> None:  # of a run that is to begin
     "Raises unless `config.start` is another run that has a generator of the same kind, or none."
     if config.start is None:
         return
-    run = Run(config.start)
+    run = Run(find_run(config.start))
     saved = checkpoints(run.directory / "checkpoints")
     if not run.exists() or not saved and not (run.directory / "generator.keras").is_file():
         raise input_error("start", "a folder that holds a run with a checkpoint", config.start,

@@ -1,0 +1,71 @@
+"""Generators that come with the package: found by name, your own run first, as good in 16 bits as they were."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from facegen_keras.cli import main
+from facegen_keras.config import RunConfig
+from facegen_keras.gan import FaceGAN
+from facegen_keras.runs import shipped
+from facegen_keras.runs.folder import Run
+from facegen_keras.runs.shipped import find_run, ship_generator, shipped_names
+from facegen_keras.runs.start import begin_with_another, load_gan
+
+NAMES = shipped_names()  # before any test puts others in their place
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A GAN that is shipped as `tiny`, in an empty working folder."""
+    config = RunConfig.preset("small", image_size=32, width=4, latent_dim=8, batch_size=8, data=str(tmp_path / "faces.zip"),
+                              out=str(tmp_path / "run"), precision="float32")
+    gan = FaceGAN.from_run_config(config)
+    monkeypatch.setattr(shipped, "SHIPPED", tmp_path / "shipped")
+    ship_generator(gan, tmp_path / "shipped" / "tiny")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return gan
+
+
+def test_faces_by_name(tiny, tmp_path):
+    differences = load_gan("tiny").generate(16, seed=3).astype(int) - tiny.generate(16, seed=3)
+    assert np.abs(differences).max() <= 1, "half precision is a grey level at most"
+    assert str(tmp_path) not in (tmp_path / "shipped/tiny/config.json").read_text()
+    with pytest.raises(SystemExit) as ended:
+        main(["sample", "tiny", "--count", "4"])
+    assert not ended.value.code
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["tiny_seed_0.png"]
+    assert sorted(path.name for path in (tmp_path / "shipped/tiny").iterdir()) == ["config.json", "generator.keras"]
+
+
+def test_a_run_of_that_name_goes_first(tiny, tmp_path):
+    another = dataclasses.replace(tiny.config, seed=1)
+    gan = FaceGAN.from_run_config(another)
+    ship_generator(gan, tmp_path / "here" / "tiny")
+    assert np.abs(load_gan("tiny").generate(2).astype(int) - gan.generate(2)).max() <= 1
+    assert find_run("tiny").resolve() == tmp_path / "here" / "tiny"
+
+
+def test_another_run_begins_with_one(tiny):
+    config = dataclasses.replace(tiny.config, start="tiny", seed=1, redraw_epochs=0)
+    gan = FaceGAN.from_run_config(config)
+    begin_with_another(gan)
+    for ours, theirs in zip(gan.generator.get_weights(), tiny.ema_generator.get_weights()):
+        np.testing.assert_allclose(ours, theirs, atol=1e-2)
+
+
+def test_a_name_that_is_none(tiny, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["sample", "tinny"])
+    assert ended.value.code == 2 and "tinny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_that_comes_with_the_package(name):
+    gan, folder = load_gan(shipped.SHIPPED / name), shipped.SHIPPED / name
+    assert gan.config.image_size == 64 and gan.generate(4).std() > 20
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 4e6
+    assert (folder / "README.md").read_text().startswith("# ")
+    assert "/" not in Run(folder).config.data
