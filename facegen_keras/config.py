@@ -43,9 +43,9 @@ class Recipe(Settings):
     gamma: tuple = setting(
         (0.0, 0.0), "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",
         first_and_last(1e6), "P")
-    anchor: float = setting(
-        0.0, "in a game after redrawing, weight of the likeness of half the pictures to real ones, see 08_modern; 0: none",
-        number_from(0, 1e6), "P")
+    anchor: tuple = setting(
+        (0.0, 0.0), "in a game after redrawing, weight of what holds pictures to those before it, first,last, see 05_losses",
+        first_and_last(1e6), "P")
     batch_size: int = setting(64, "real images a step, and as many generated ones", whole_number(2), "A")
     d_learning_rate: float = setting(4e-5, "Adam's step size, discriminator", between(0, 1), "N")
     g_learning_rate: float = setting(2e-4, "Adam's step size, generator", between(0, 1), "N")
@@ -55,7 +55,7 @@ class Recipe(Settings):
         (0.999, 0.999), "Adam's decay of the mean squared gradient, first,last", first_and_last(1), "P")
     epsilon: float = setting(1e-8, "Adam's guard against division by zero", between(0, 1), "N")
     schedule_images: int = setting(
-        2_000_000, "real images seen until gamma, step sizes and beta_2 are at their last values", whole_number(1), "P")
+        2_000_000, "real images seen until gamma, anchor, step sizes and beta_2 are at their last values", whole_number(1), "P")
     ema_images: int = setting(
         100_000, "images until a weight counts half in the generator's average; 0: no average", whole_number(0), "P")
     real_label_range: tuple = setting(
@@ -145,7 +145,7 @@ class RunConfig(Recipe):
 
 # %% ../nbs/01_config.ipynb #1654a60c
 MODERN = dict(networks="residual", latents="normal", latent_dim=128, width=32, loss="relativistic",
-              gamma=(8.0, 8.0), anchor=0.05, d_learning_rate=2e-4, g_learning_rate=2e-4, final_rate=0.2, beta_1=0.0,
+              gamma=(8.0, 8.0), anchor=(0.1, 0.01), d_learning_rate=2e-4, g_learning_rate=2e-4, final_rate=0.2, beta_1=0.0,
               beta_2=(0.99, 0.99), input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'fixed_latents', 'generate_faces', 'make_network', 'make_networks', 'float_images', 'draw_latents',
-           'with_codes', 'with_input_noise', 'draw_pair_changes', 'update_networks', 'second_network', 'frozen_encoder',
-           'redrawing', 'step_noise', 'FaceGAN']
+           'with_input_noise', 'draw_pair_changes', 'update_networks', 'second_network', 'redrawing', 'step_noise',
+           'FaceGAN']
 
 # %% ../nbs/06_gan.ipynb #2aae2310
 import dataclasses
@@ -20,7 +20,7 @@ from .config import RunConfig
 from .engine.augment import draw_changes
 from .engine.average import EMA_RAMP, averaged_copy, batch_norms, move_average
 from .engine.backend import backend
-from .engine.encoder import latents_encoder, make_residual_encoder
+from .engine.encoder import make_residual_encoder
 from .engine.optimizers import BothOptimizers, at_step, make_adam, schedule
 from .engine.precision import DTYPES, choose_precision
 from .faces import to_pixels
@@ -105,18 +105,6 @@ def draw_latents(
     return draw((count, config.latent_dim), *((0.0, 1.0) if normal else (-1.0, 1.0)), "float32", seed_generator)
 
 
-def with_codes(
-    latents,  # (B, latent_dim) float32
-    real_images,  # (B, S, S, 3) float32 in [-1, 1]
-    latents_of: keras.Model | None,  # such images -> latents that redraw them; None: there is no anchor
-):  # (B, latent_dim) float32
-    "Latents of which, for an anchor, those at even places redraw their real image."
-    if not latents_of:
-        return latents
-    codes = ops.repeat(latents_of(real_images[::2], training=False), 2, axis=0)[:ops.shape(latents)[0]]
-    return ops.where(ops.arange(ops.shape(latents)[0])[:, None] % 2 == 0, codes, latents)
-
-
 def with_input_noise(
     images,  # (B, S, S, 3) float32
     noise_std,  # scalar
@@ -149,12 +137,16 @@ def update_networks(
     label_factor,  # scalar in (0, 1]; of the noisy labels only
 ) -> tuple:  # scalars: what the loss logs
     "Both updates, by the loss of the GAN's run."
-    numbers = {"label_factor": lambda: label_factor,
-               "gamma": lambda: ops.cast(at_step(gan.gamma, gan.d_optimizer.iterations), "float32"),
-               "changes": lambda: draw_pair_changes(ops.shape(real_images)[0], gan.config, gan.seed_generator),
-               "anchor": lambda: gan.config.anchor if gan.latents_of else 0.0}
+    def now(scheduled):
+        return ops.cast(at_step(scheduled, gan.d_optimizer.iterations), "float32")
+
+    first = gan.first_generator
+    given = {"label_factor": lambda: label_factor,
+             "gamma": lambda: now(gan.gamma),
+             "changes": lambda: draw_pair_changes(ops.shape(real_images)[0], gan.config, gan.seed_generator),
+             "anchor": lambda: first and (now(gan.anchor), first(latents, training=False))}
     return gan.update_by_loss(gan.generator, gan.second, gan.g_optimizer, gan.d_optimizer, real_images, latents,
-                              *(numbers[name]() for name in gan.loss_row.inputs))
+                              *(given[name]() for name in gan.loss_row.inputs))
 
 # %% ../nbs/06_gan.ipynb #f074cf33
 def second_network(gan: "FaceGAN", kind: str) -> keras.Model:
@@ -162,13 +154,6 @@ def second_network(gan: "FaceGAN", kind: str) -> keras.Model:
     if gan.loss_row.second != kind:
         raise AttributeError(f"{gan.trained_by} has no {kind}: beside its generator stands its {gan.loss_row.second}")
     return gan.second
-
-
-def frozen_encoder(gan: "FaceGAN") -> keras.Model:  # (B, S, S, 3) float32 in [-1, 1] -> (B, latent_dim) float32
-    "A fresh encoder that answers with latents and is not trained; the end of the redrawing fills it."
-    encoder = latents_encoder(make_network("encoder", gan.config, "redraw"), gan.generator)
-    encoder.trainable = False
-    return encoder
 
 # %% ../nbs/06_gan.ipynb #b6ea7625
 def redrawing(config: RunConfig) -> RunConfig:
@@ -195,15 +180,15 @@ class FaceGAN(keras.Model):
         self.loss_row = LOSSES[self.trained_by]
         follows = config.redraw_epochs > 0 and self.loss_row.second == "discriminator"  # what redrawing has learned
         self.ema_ramp = None if follows else EMA_RAMP
-        self.latents_of = frozen_encoder(self) if follows and config.anchor else None
-        self.best_weights = ()  # arrays: the average's when its faces measured best
+        self.first_generator = averaged_copy(generator) if follows and any(config.anchor) else None
         self.update_by_loss = pkgutil.resolve_name(self.loss_row.update)
         self.seed_generator = keras.random.SeedGenerator(config.seed)
         rng = np.random.default_rng([config.seed, 1])
         self.session_draws = rng.uniform(*config.input_noise_range), rng.uniform(*config.real_label_range)
         self.gamma = schedule(*(value * (config.image_size / 64) ** 3 for value in config.gamma), config)
+        self.anchor = schedule(*config.anchor, config)
         self.trackers = list(map(keras.metrics.Mean, self.loss_row.logged))
-        self.built = True
+        self.built, self.best_weights = True, ()  # arrays: the average's when its faces measured best
 
     discriminator = property(lambda self: second_network(self, "discriminator"))
     encoder = property(lambda self: second_network(self, "encoder"))
@@ -230,7 +215,7 @@ class FaceGAN(keras.Model):
     def step(self, data):
         "One step on (B, S, S, 3) images, uint8 or float32 in [-1, 1]; gives what is logged."
         images, (noise_std, label_factor) = float_images(data), self.draw_noise()
-        latents = with_codes(draw_latents(ops.shape(images)[0], self.config, self.seed_generator), images, self.latents_of)
+        latents = draw_latents(ops.shape(images)[0], self.config, self.seed_generator)
         images = with_input_noise(images, noise_std, self.config, self.seed_generator)
         for tracker, value in zip(self.trackers, self.update(images, latents, label_factor)):
             tracker.update_state(value, sample_weight=1 / backend.num_replicas())

@@ -28,7 +28,7 @@ from facegen_keras import training as training_module
 from facegen_keras.training import train
 
 SMALL = dict(image_size=32, width=4, latent_dim=8, batch_size=8, limit=40, precision="float32")
-ACTS = SMALL | dict(epochs=4, redraw_epochs=2, anchor=1.0)
+ACTS = SMALL | dict(epochs=4, redraw_epochs=2, anchor=(1.0, 0.1))
 pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 

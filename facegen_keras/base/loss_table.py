@@ -50,7 +50,7 @@ NOTHING = Rule("0,0", lambda value: value == (0, 0))
 NO_PENALTY = Need("gamma", NOTHING, ", which has no penalty", "set gamma=0,0")
 NO_CHANGES = Need("augment", Rule("0", lambda value: value == 0), ": its update leaves pictures as they are",
                   "set augment=0")
-NO_ANCHOR = Need("anchor", Rule("0", lambda value: value == 0), ", which has none", "set anchor=0")
+NO_ANCHOR = Need("anchor", NOTHING, ", which has none", "set anchor=0,0")
 
 LOSSES = {
     "noisy_labels": Loss(

@@ -121,11 +121,10 @@ def begin_game(
     redrawn,  # `FaceGAN` that has redrawn
 ) -> None:
     "Hands over the averaged generator, and the encoder's layers, all but the last, to the discriminator."
-    gan.generator.set_weights(redrawn.ema_generator.get_weights())
-    gan.ema_generator.set_weights(redrawn.ema_generator.get_weights())
+    for generator in (gan.generator, gan.ema_generator, gan.first_generator):
+        if generator:
+            generator.set_weights(redrawn.ema_generator.get_weights())
     for layer in gan.discriminator.layers:
         if layer.weights and layer.name != "logit":
             layer.set_weights(redrawn.encoder.get_layer(layer.name).get_weights())
-    if gan.latents_of:
-        gan.latents_of.set_weights(latents_encoder(redrawn.encoder, redrawn.ema_generator).get_weights())
     gan.seed_generator.state.assign(redrawn.seed_generator.state)

@@ -22,8 +22,8 @@ from jax.experimental import multihost_utils
 from ..base.errors import input_error
 from .augment import changes_of_both
 from ..losses import (
-    FAKE, REAL, accuracy, anchor_gradient, discriminator_loss, few_of, generator_loss, gradient_penalty, pair_accuracy,
-    relativistic_loss, turned_round)
+    FAKE, PENALTY_SHARE, REAL, accuracy, anchor_gradient, discriminator_loss, generator_loss, gradient_penalty,
+    pair_accuracy, relativistic_loss, turned_round)
 
 # %% ../../nbs/engine/step_jax.ipynb #9bd58563
 engine = jax
@@ -112,7 +112,7 @@ def relativistic_update(
     latents,  # (B, latent_dim) float32
     gamma,  # scalar float32: the weight of the gradient penalty
     changes=None,  # (2 B, 8) float32, of `draw_changes`, real images first; None: both stay as they are
-    anchor=0.0,  # number: the weight of `anchor_gradient`
+    anchor=None,  # the weight of `anchor_gradient`, and the (B, S, S, 3) images that it holds to; None: none
 ):  # four scalars float32: d_loss (without the penalty), g_loss, accuracy on pairs, penalty (R1 + R2)
     "Both networks' updates, from one pass through the discriminator."
     change_reals, change_fakes = changes_of_both(changes)
@@ -123,7 +123,7 @@ def relativistic_update(
             return discriminator.stateless_call(weights, [], images, training=True)[0]
 
         seen = change_reals(real_images), change_fakes(fake_images)
-        few = jax.lax.stop_gradient(jax.numpy.concatenate([few_of(images) for images in seen]))
+        few = jax.lax.stop_gradient(jax.numpy.concatenate([images[::PENALTY_SHARE] for images in seen]))
         logits = logits_of(jax.numpy.concatenate(seen))
         d_loss = relativistic_loss(*jax.numpy.split(logits, 2))
         penalty = 2 * gradient_penalty(jax.grad(lambda images: logits_of(images).sum())(few))
@@ -138,7 +138,8 @@ def relativistic_update(
     factors = turned_round(real_logits, fake_logits) * g_optimizer.scale_loss(1.0) / d_optimizer.scale_loss(1.0)
     pixel_gradient = factors[:, :, None, None] * pixel_gradient
     if anchor:
-        pixel_gradient += g_optimizer.scale_loss(anchor) * anchor_gradient(fake_images, real_images)
+        weight, held_to = anchor
+        pixel_gradient += g_optimizer.scale_loss(weight) * anchor_gradient(fake_images, held_to)
     apply(g_optimizer, to_weights(pixel_gradient), generator.trainable_variables)
     return d_loss, g_loss, pair_accuracy(real_logits, fake_logits), penalty
 

@@ -17,8 +17,8 @@ import tensorflow as tf
 from .augment import changes_of_both
 from .cpu_speed import speed_up, speed_up_adam  # noqa: F401, what the other page has too
 from ..losses import (
-    FAKE, REAL, accuracy, anchor_gradient, discriminator_loss, few_of, generator_loss, gradient_penalty, pair_accuracy,
-    relativistic_loss, turned_round)
+    FAKE, PENALTY_SHARE, REAL, accuracy, anchor_gradient, discriminator_loss, generator_loss, gradient_penalty,
+    pair_accuracy, relativistic_loss, turned_round)
 
 # %% ../../nbs/engine/step_tensorflow.ipynb #2b7cb7a7
 engine = tf
@@ -86,7 +86,7 @@ def relativistic_update(
     latents,  # (B, latent_dim) float32
     gamma,  # scalar float32: the weight of the gradient penalty
     changes=None,  # (2 B, 8) float32, of `draw_changes`, real images first; None: both stay as they are
-    anchor=0.0,  # number: the weight of `anchor_gradient`
+    anchor=None,  # the weight of `anchor_gradient`, and the (B, S, S, 3) images that it holds to; None: none
 ):  # four scalars float32: d_loss (without the penalty), g_loss, accuracy on pairs, penalty (R1 + R2)
     "Both networks' updates, from one pass through the discriminator."
     change_reals, change_fakes = changes_of_both(changes)
@@ -99,7 +99,7 @@ def relativistic_update(
         real_logits, fake_logits = tf.split(logits, 2)
         d_loss = relativistic_loss(real_logits, fake_logits)
         with tf.GradientTape(watch_accessed_variables=False) as pixel_tape:
-            few = tf.stop_gradient(tf.concat([few_of(images) for images in seen], 0))
+            few = tf.stop_gradient(tf.concat([images[::PENALTY_SHARE] for images in seen], 0))
             pixel_tape.watch(few)
             few_logits = discriminator(few, training=True)
         penalty = 2 * gradient_penalty(pixel_tape.gradient(few_logits, few))
@@ -111,8 +111,8 @@ def relativistic_update(
     factors = turned_round(real_logits, fake_logits) * g_optimizer.scale_loss(1.0) / d_optimizer.scale_loss(1.0)
     pixel_gradient = factors[:, :, None, None] * pixel_gradient
     if anchor:
-        scaled_anchor = g_optimizer.scale_loss(anchor) / num_replicas()
-        pixel_gradient += scaled_anchor * anchor_gradient(fake_images, real_images)
+        weight, held_to = anchor
+        pixel_gradient += g_optimizer.scale_loss(weight) / num_replicas() * anchor_gradient(fake_images, held_to)
     apply(g_optimizer, to_weights(pixel_gradient), generator.trainable_variables)
     return d_loss, g_loss, pair_accuracy(real_logits, fake_logits), penalty
 
