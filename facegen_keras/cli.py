@@ -149,7 +149,7 @@ def settings(preset):
 @click.option("--best", is_flag=True, help="By the generator whose faces measured best, not by the last.")
 @click.option("--out", help="A PNG file for a grid, or DIR/ for single images.  [default: faces_seed_SEED.png in the run's folder]")
 def sample(run, count, seed, best, out):
-    "Generate faces with a trained RUN, or with celeba or drawn, which come with the package."
+    "Generate faces with a trained RUN, or with celeba, which comes with the package."
     start_keras()
     from facegen_keras.base.files import write_file
     from facegen_keras.runs.start import load_gan
