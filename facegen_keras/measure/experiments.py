@@ -32,9 +32,9 @@ from ..training import train
 # %% ../../nbs/measure/experiments.ipynb #6c3046e2
 SMALL_SET = dict(image_size=64, limit=9_000)
 ARMS = {  # name -> preset, changed settings, the epochs after which faces are generated
-    "article": dict(preset="article", width=16, epochs=(1, 3, 6, 12, 23)),
+    "article": dict(preset="article", width=16, epochs=(1, 3, 6, 9, 23)),
     "article faster": dict(preset="article", width=16, batch_size=32, d_learning_rate=2e-4, g_learning_rate=4e-4,
-                           epochs=(1, 3, 6, 12, 23)),
+                           epochs=(1, 3, 6, 9, 23)),
     "small": dict(preset="small", epochs=(7, 10, 14)),
 }
 DRAWN = {  # on 30,000 drawn faces
