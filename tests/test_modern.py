@@ -88,11 +88,13 @@ class OneDot(keras.layers.Layer):
 class OnePicture(keras.layers.Layer):
     """A generator that makes one value of all pixels, whatever the latents."""
 
+    side = 2
+
     def build(self, shape):
         self.value = self.add_weight(shape=(), initializer="zeros")
 
     def call(self, latents):
-        return self.value + keras.ops.zeros((len(latents), 2, 2, 3))
+        return self.value + keras.ops.zeros((len(latents), self.side, self.side, 3))
 
 
 def test_an_update_on_networks_whose_gradients_are_known():
@@ -114,6 +116,22 @@ def test_an_update_on_networks_whose_gradients_are_known():
     np.testing.assert_allclose(float(networks[1].scale), 1 - 0.001 * d_gradient, rtol=1e-6)
     g_gradient = -(1 - sigmoid) * 12
     np.testing.assert_allclose(float(networks[0].value), -0.001 * g_gradient, rtol=1e-5)
+
+
+def test_the_anchor_pulls_towards_the_pictures_that_it_holds_to():
+    """Even pictures of value 0, held to 0.5: half the squares of 16 * 16 * 3 averages, by the value, is -0.5 * 768."""
+    moved = []
+    for anchor in (None, (0.25, np.full((4, 32, 32, 3), 0.5, "float32"))):
+        latents, real_images = np.zeros((4, 1), "float32"), np.zeros((4, 32, 32, 3), "float32")
+        networks = OnePicture(), OneDot()
+        networks[0].side = 32
+        networks[0](latents), networks[1](real_images)
+        optimizers = [keras.optimizers.SGD(0.001) for _ in networks]
+        for optimizer, network in zip(optimizers, networks):
+            optimizer.build(network.trainable_variables)
+        backend.relativistic_update(*networks, *optimizers, real_images, latents, 0.0, None, anchor)
+        moved.append(float(networks[0].value))
+    np.testing.assert_allclose(moved[1] - moved[0], 0.001 * 0.25 * 0.5 * 768, rtol=1e-3)
 
 
 def test_schedules_reach_their_last_values():
