@@ -75,8 +75,8 @@ def partition_lists(
 ):  # yields indices into its names, then paths
     "Where CelebA's list may be."
     yield from (index for index, name in enumerate(source.names) if name.rpartition("/")[2] in PARTITION_LISTS)
-    place = Path(source.path)
-    for folder in [place, *place.parents][:LEVELS] if around else ():
+    places = [Path(place) for place in (source.path, os.path.realpath(source.path)) if around]
+    for folder in dict.fromkeys(folder for place in places for folder in [place, *place.parents][:LEVELS]):
         for beside in LIST_FOLDERS:
             for name in PARTITION_LISTS:
                 if os.path.isfile(folder / beside / name):
