@@ -141,8 +141,7 @@ class Faces:
         image_size: int,  # side of a face, pixels: S
     ):
         self.source, self.layout, self.crop, self.image_size = source, layout, crop, image_size
-        self.unreadable = {}  # name -> reason, of pictures met while training
-        self.remarks = []  # lines that a person should read: what was left out
+        self.unreadable, self.remarks = {}, []  # name -> reason, met while training; lines on what is left out
         self.held_out, self._decoded = None, None  # the former: what their run holds out, see runs/held_out
 
     def __len__(self) -> int:

@@ -100,7 +100,7 @@ def walk(
             else:
                 yield name, None
 
-
+# %% ../../nbs/data/sources.ipynb #fbe06bdd
 def sort_out(
     found,  # names, each with why it is left out, as `walk` yields them
 ) -> tuple[list[str], dict[str, int]]:  # wanted names, in their order; kind -> how many are left out
