@@ -209,9 +209,11 @@ class FolderSource:
         check_length(stamp[0])
         return stamp
 
-    def changed(self, index: int) -> int:
-        "When the system last noted a change, ns; unlike the time in a stamp, no program can set it."
-        return file_status(self.path / self.names[index]).st_ctime_ns
+    def traits(self, index: int) -> tuple[int, int, int]:
+        "A stamp, and when the system noted the last change, ns: no program can set that back."
+        status = file_status(self.path / self.names[index])
+        check_length(status.st_size)
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def read(self, index: int) -> bytes:
         "A whole file; `UnreadableImage` if it cannot be had, or is no longer what was checked."
@@ -341,9 +343,9 @@ class ZipSource:
             raise UnreadableImage("no longer there")
         return size, checksum ^ self.zip_stamp[1]
 
-    def changed(self, index: int) -> int:
-        "When the system last noted a change of the zip, ns."
-        return file_status(self.path).st_ctime_ns
+    def traits(self, index: int) -> tuple[int, int, int]:
+        "A stamp, and when the system noted the zip's last change, ns."
+        return *self.stamp(index), file_status(self.path).st_ctime_ns
 
     def read(self, index: int) -> bytes:
         "A whole file; `UnreadableImage` if it cannot be had, or if the zip has changed."
