@@ -269,7 +269,6 @@ def one_line(
 def check(path, out):
     "Read every image under PATH and say what is wrong with which."
     from facegen_keras.data.check import SAME_BYTES, check_faces
-    from facegen_keras.data.sources import list_endings, other_files
     from facegen_keras.faces import load_faces
     check_target(out)
     faces = load_faces(path, crop="none")
@@ -281,9 +280,8 @@ def check(path, out):
     count = sum(reason.startswith(SAME_BYTES) for reason in problems.values())
     duplicates = f" ({count:,} duplicate{'s' * (count > 1)})" if count else ""
     click.echo(f"{good}, {len(problems):,} cannot be used{duplicates}")
-    others = {} if faces.layout == "toy" else other_files(path)
-    if others:
-        click.echo(one_line(f"not looked at: {list_endings(others)}"))
+    for remark in faces.remarks:
+        click.echo(one_line(remark))
     if out:
         out.write_text(json.dumps(problems, indent=2) + "\n")
 

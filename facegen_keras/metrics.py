@@ -16,7 +16,7 @@ import facegen_keras
 from .base.errors import input_error
 from .runs.folder import Run
 from .runs.held_out import leave_out_twins
-from .data.sources import spread
+from .data.layouts import spread
 from .faces import Faces, load_faces
 from .features.distances import (
     LAYOUT, MOST_PATCHES, NUM_PATCHES, THUMBNAIL, copying, frechet_distance, kernel_distance, layout_axes,

@@ -28,7 +28,7 @@ from facegen_keras.data import store as store_module
 from facegen_keras.base.errors import InputError
 from facegen_keras.data.check import check_faces
 from facegen_keras.data.pictures import UnreadableImage, check_size, decode_face
-from facegen_keras.data.sources import FolderSource, ZipSource, list_endings, other_files
+from facegen_keras.data.sources import FolderSource, ZipSource, list_endings
 from facegen_keras.faces import epoch_order, load_faces, require_readable
 from facegen_keras.toyfaces import DrawnSource
 
@@ -579,8 +579,8 @@ OTHERS = {
 
 def test_other_files_are_counted(tmp_path):
     expected = {".heic": 3, ".txt": 2, "": 1}
-    for path in (write(tmp_path / "tree", OTHERS), zip_up(tmp_path / "tree.zip", OTHERS)):
-        assert list(other_files(path).items()) == list(expected.items())
+    for source in (FolderSource(write(tmp_path / "tree", OTHERS)), ZipSource(zip_up(tmp_path / "tree.zip", OTHERS))):
+        assert list(source.others.items()) == list(expected.items())
     assert list_endings(expected) == "3 .heic, 2 .txt, 1 without ending"
     assert list_endings({f".{number}": 1000 for number in range(9)}).endswith("1,000 .5, ...")
 

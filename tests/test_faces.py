@@ -19,7 +19,7 @@ from facegen_keras.data import store as store_module
 from facegen_keras.base.errors import InputError
 from facegen_keras.data.check import check_faces
 from facegen_keras.data.pictures import ARTICLE_BOX, UnreadableImage, crop_box, decode_face
-from facegen_keras.data.sources import spread
+from facegen_keras.data.layouts import spread
 from facegen_keras.faces import epoch_flips, epoch_order, load_faces, to_float, to_pixels
 from facegen_keras.toyfaces import ToyFaces
 

@@ -745,7 +745,7 @@ def kaggle_folder(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.mark.parametrize("mount", ["celebrities-100k", "datasets/greg115/celebrities-100k"])
+@pytest.mark.parametrize("mount", ["celebrities-100k", "datasets/greg115/celebrities-100k", "d/greg115/celebrities-100k"])
 def test_the_data_are_found_where_kaggle_mounts_them(kaggle_folder, mount):
     (kaggle_folder / "input" / mount).mkdir(parents=True)
     with pytest.raises(session_module.SessionError, match="or it came up empty"):

@@ -87,7 +87,10 @@ def plain_value(
     "One form for values that have several."
     if isinstance(value, list):
         return tuple(value)
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(value, os.PathLike):
+        text = os.fspath(value)
+        return text if os.path.dirname(text) else os.path.join(".", text)  # a path is no name, such as toy
+    return value
 
 # %% ../../nbs/base/settings.ipynb #d84e9d91
 class Settings:

@@ -43,16 +43,16 @@ def examine(
     return digest, None
 
 # %% ../../nbs/data/check.ipynb #ad6cb8bc
-CHECK_RULES = 1  # counted up whenever this page judges a picture differently
+CHECK_RULES = 2  # counted up whenever this page judges a picture differently
 
 
 def cache_key(
     source,  # FolderSource or ZipSource
     index: int,  # of a picture
-    stamp: tuple[int, int],  # as `source.stamp` gives it
+    traits: tuple[int, int, int],  # as `source.traits` gives them
 ) -> bytes:  # (16,)
     "A fingerprint of all that a finding depends on."
-    known = (str(source.path), source.names[index], *map(str, stamp), str(CHECK_RULES), PILLOW_VERSION)
+    known = (str(source.path), source.names[index], *map(str, traits), str(CHECK_RULES), PILLOW_VERSION)
     joined = "\0".join(known).encode("utf-8", "surrogatepass")  # not every name is valid text
     return hashlib.blake2b(joined, digest_size=16).digest()
 
@@ -135,11 +135,11 @@ def check_block(
     findings, keys = {}, {}
     for index in block:
         try:
-            stamp = source.stamp(index)
+            traits = source.traits(index)
         except UnreadableImage as error:
             findings[index] = (NO_STAMP, b"", str(error))
         else:
-            findings[index], keys[index] = (stamp,), cache_key(source, index, stamp)
+            findings[index], keys[index] = (traits[:2],), cache_key(source, index, traits)
     known = dict(zip(keys, cache.find(list(keys.values()))))
     unknown = [index for index in keys if known[index] is None]
     examined = dict(zip(unknown, pool.map(functools.partial(examine, source), unknown)))

@@ -4,14 +4,20 @@
 
 # %% auto #0
 __all__ = ['CROPS', 'CELEBA_SIZE', 'ARTICLE_BOX', 'SAME_PROPORTIONS', 'FORMATS', 'SUFFIXES', 'BEGINNINGS', 'MAX_PIXELS',
-           'MIN_SIDE', 'MAX_PROPORTION', 'EXIF_ORIENTATION', 'TURNS', 'crop_box', 'UnreadableImage', 'what_instead',
-           'check_size', 'open_picture', 'to_rgb', 'upright', 'read_picture', 'decode_face']
+           'MAX_JPEG_PIXELS', 'MIN_SIDE', 'MAX_PROPORTION', 'STANDARD', 'SAME_LEVELS', 'PROBE', 'BAND',
+           'EXIF_ORIENTATION', 'TURNS', 'SMALL', 'PIXELS', 'crop_box', 'UnreadableImage', 'what_instead', 'check_size',
+           'open_picture', 'transform_to_srgb', 'to_srgb', 'grey_range', 'grey_levels', 'to_rgb', 'on_white', 'upright',
+           'Budget', 'reserve', 'read_picture', 'decode_face']
 
 # %% ../../nbs/data/pictures.ipynb #1c9da3c5
+import contextlib
+import functools
 import io
 import re
+import struct
+import threading
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 import numpy as np
 
 from ..base.errors import input_error
@@ -81,6 +87,7 @@ def what_instead(
 
 # %% ../../nbs/data/pictures.ipynb #8de67601
 MAX_PIXELS = 80_000_000  # a picture that claims more is refused before it is decoded
+MAX_JPEG_PIXELS = 250_000_000  # of a JPEG, which need not be decoded in full
 MIN_SIDE = 8  # pixels
 MAX_PROPORTION = 10  # of the longer side to the shorter one
 
@@ -88,11 +95,12 @@ MAX_PROPORTION = 10  # of the longer side to the shorter one
 def check_size(
     width: int,  # pixels
     height: int,  # pixels
+    most: int = MAX_PIXELS,  # pixels in all
 ) -> None:  # or `UnreadableImage`
     "Refuses a picture of a size that no face has."
     size = f"{width} x {height} pixels"
-    if width * height > MAX_PIXELS:
-        raise UnreadableImage(f"too large: {size}")
+    if width * height > most:
+        raise UnreadableImage(f"too large: {size}, of {most:,} at most: make it smaller")
     if min(width, height) < MIN_SIDE:
         raise UnreadableImage(f"too small: {size}")
     if max(width, height) > MAX_PROPORTION * min(width, height):
@@ -105,31 +113,104 @@ def open_picture(
     "The picture in a file's bytes, if it is one of reasonable size."
     if not data:
         raise UnreadableImage("the file is empty")
-    try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    is_jpeg = data.startswith(b"\xff\xd8\xff")
+    try:  # `Image.open` would refuse the largest JPEGs
+        picture = (JpegImagePlugin.jpeg_factory(io.BytesIO(data)) if is_jpeg
+                   else Image.open(io.BytesIO(data), formats=FORMATS))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadableImage(f"too large: more than {MAX_PIXELS:,} pixels") from None
-    except UnidentifiedImageError:
+        raise UnreadableImage(f"too large: more than {MAX_PIXELS:,} pixels: make it smaller") from None
+    except (UnidentifiedImageError, SyntaxError, IndexError, TypeError, struct.error):
         raise UnreadableImage(what_instead(data)) from None
-    check_size(*picture.size)
+    check_size(*picture.size, MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS)
     return picture
 
+# %% ../../nbs/data/pictures.ipynb #c6cc9c79
+STANDARD = ImageCms.createProfile("sRGB")
+SAME_LEVELS = 1  # a profile that moves no colour further than that is sRGB itself
+PROBE = np.stack(np.meshgrid(*3 * [np.arange(0, 256, 17, np.uint8)]), axis=-1).reshape(64, 64, 3)  # colours of all kinds
+
+
+@functools.lru_cache(8)  # most collections have one or two
+def transform_to_srgb(
+    profile: bytes,  # ICC
+    mode: str,  # "L", "RGB" or "CMYK"
+):  # what `ImageCms.applyTransform` takes; None: the numbers stay as they are
+    "How a profile's colours become sRGB."
+    try:
+        transform = ImageCms.buildTransform(ImageCms.getOpenProfile(io.BytesIO(profile)), STANDARD, mode, "RGB")
+        probe = Image.fromarray(PROBE).convert(mode)
+        before, after = probe.convert("RGB"), ImageCms.applyTransform(probe, transform)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    moved = np.abs(np.asarray(before, np.int16) - np.asarray(after)).max()
+    return transform if moved > SAME_LEVELS else None
+
+
+def to_srgb(
+    picture: Image.Image,  # mode L, RGB or CMYK; another one has no profile of its own
+    profile: bytes | None,  # ICC
+) -> Image.Image:  # mode RGB
+    "Colours as sRGB has them."
+    transform = transform_to_srgb(profile, picture.mode) if profile else None
+    if transform:
+        return ImageCms.applyTransform(picture, transform)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
 # %% ../../nbs/data/pictures.ipynb #3c4290d1
+def grey_range(
+    picture: Image.Image,  # as opened
+) -> tuple[int, int]:  # the numbers that mean black and white; or `UnreadableImage`
+    "The range of a grey picture of more than 8 bits."
+    if picture.mode == "F":
+        raise UnreadableImage("floating-point values, whose range is unknown: convert it to 8 or 16 bits")
+    if picture.format != "TIFF" or picture.mode[0] != "I":
+        return 0, 65_535
+    bits = picture.tag_v2.get(258, (16,))[0]  # BitsPerSample
+    if picture.mode == "I":
+        raise UnreadableImage(f"{bits}-bit values, whose range is unknown: convert it to 8 or 16 bits")
+    top = 2**bits - 1
+    return (top, 0) if picture.tag_v2.get(262) == 0 else (0, top)  # PhotometricInterpretation: white is zero
+
+
+def grey_levels(
+    picture: Image.Image,  # of more than 8 bits
+    black: int,  # the number that means it
+    white: int,  # the number that means it
+) -> Image.Image:  # mode L
+    "Grey of 8 bits."
+    levels = (np.asarray(picture).astype(np.int64) - black) * 255 // (white - black)
+    return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
+
+# %% ../../nbs/data/pictures.ipynb #b9172159
 def to_rgb(
     picture: Image.Image,  # of any mode
+    grey: tuple[int, int] = (0, 65_535),  # black and white, if it is grey of more than 8 bits
 ) -> Image.Image:  # mode RGB
-    "The picture in 8-bit RGB; transparent parts on white, 16-bit grey scaled."
-    if picture.mode == "RGB" and not picture.has_transparency_data:
-        return picture
-    if picture.mode.startswith("I"):
-        grey = np.clip(np.asarray(picture), 0, 65_535) // 257
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        raise UnreadableImage("floating-point values, whose range is unknown")
+    "The picture in 8-bit sRGB; transparent parts on white."
+    profile = picture.info.get("icc_profile")
+    if picture.mode[0] == "I":
+        picture = grey_levels(picture, *grey)
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+        return on_white(picture, profile)
+    return to_srgb(picture if picture.mode in ("L", "RGB", "CMYK") else picture.convert("RGB"), profile)
+
+
+BAND = 256  # rows
+
+
+def on_white(
+    picture: Image.Image,  # with transparency
+    profile: bytes | None,  # ICC
+) -> Image.Image:  # mode RGB
+    "The picture laid on white."
+    laid = Image.new("RGB", picture.size)
+    for top in range(0, picture.height, BAND):
+        band = picture.crop((0, top, picture.width, min(top + BAND, picture.height)))
+        clear = band.convert("RGBA")
+        colours = to_srgb(clear.convert("L" if picture.mode in ("LA", "La") else "RGB"), profile)
+        colours.putalpha(clear.getchannel("A"))
+        laid.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), colours).convert("RGB"), (0, top))
+    return laid
 
 # %% ../../nbs/data/pictures.ipynb #14f05bbd
 EXIF_ORIENTATION = 0x0112
@@ -151,6 +232,42 @@ def upright(
     turn = TURNS.get(picture.getexif().get(EXIF_ORIENTATION))
     return picture if turn is None else picture.transpose(turn)
 
+# %% ../../nbs/data/pictures.ipynb #3a8b794f
+SMALL = 1_000_000  # pixels; smaller pictures need not ask
+
+
+class Budget:
+    "An amount that several threads share."
+
+    def __init__(self, amount: int):
+        self.amount, self.free, self.changed = amount, amount, threading.Condition()
+
+    @contextlib.contextmanager
+    def spend(self, amount: int):
+        "Waits until so much is free, and gives it back in the end."
+        amount = min(amount, self.amount)
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= amount)
+            self.free -= amount
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += amount
+                self.changed.notify_all()
+
+
+PIXELS = Budget(MAX_PIXELS)  # that may be in memory at the same time
+
+
+def reserve(
+    picture: Image.Image,  # not decoded yet, at the size at which it will be
+    full: int,  # pixels before it was to be read smaller
+):  # within it, the picture may be decoded
+    "Takes a picture's pixels from the budget of all threads."
+    pixels = full if picture.info.get("progressive") else picture.width * picture.height
+    return PIXELS.spend(pixels) if pixels > SMALL else contextlib.nullcontext()
+
 # %% ../../nbs/data/pictures.ipynb #87c69333
 def read_picture(
     data: bytes,  # a whole file
@@ -159,12 +276,14 @@ def read_picture(
     "The picture in a file's bytes; `UnreadableImage` if there is none."
     try:
         picture = open_picture(data)
+        grey, full = grey_range(picture), picture.width * picture.height
         if picture.format == "PNG":
             open_picture(data).verify()  # leaves a picture that cannot be decoded any more
         if least:
             picture.draft(None, (least, least))  # does nothing to other formats
-        picture.load()
-        return to_rgb(upright(picture))
+        with reserve(picture, full):
+            picture.load()
+            return to_rgb(upright(picture), grey)
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import facegen_keras
 from ..base.errors import input_error
-from ..base.files import write_file
+from ..base.files import is_leftover, write_file
 from .session import SOURCE, Job, slugify
 
 # %% ../../nbs/kaggle/notebook.ipynb #cc34ca9d
@@ -221,7 +221,7 @@ def build(
     "Writes the folder that is pushed; the same bytes each time."
     notebook, key = make_notebook(job)
     folder.mkdir(parents=True, exist_ok=True)
-    if strange := sorted(path.name for path in folder.iterdir() if path.name.removesuffix(".part") not in OURS):
+    if strange := sorted(path.name for path in folder.iterdir() if path.name not in OURS and not is_leftover(path.name)):
         raise input_error("--folder", "a new folder, or one that this command has made", f"{folder}, which holds "
                           f"{strange[0]}", "choose another --folder")
     for name, content in (("facegen.ipynb", notebook), ("kernel-metadata.json", make_metadata(job, owner, image))):

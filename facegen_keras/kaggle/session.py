@@ -133,7 +133,7 @@ def check_machine() -> str:  # the GPUs, in words
 def find_data(job: Job) -> Path:
     "The data's folder; `SessionError` if they are not attached."
     inputs, (owner, slug) = kaggle_folder() / "input", job.dataset.split("/")
-    for path in (inputs / "datasets" / owner / slug, inputs / slug):
+    for path in (inputs / "datasets" / owner / slug, inputs / "d" / owner / slug, inputs / slug):
         if path.is_dir() and any(path.iterdir()):
             return path
     raise SessionError(f"no data: attach the dataset {job.dataset} to this notebook, or it came up empty: run it again")

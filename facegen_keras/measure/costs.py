@@ -17,7 +17,7 @@ from keras import ops
 import numpy as np
 
 from ..config import RunConfig
-from ..data.sources import recognise
+from ..data.layouts import recognise
 from ..engine.backend import backend
 from ..engine.precision import choose_precision
 from ..faces import Faces, load_faces
@@ -111,6 +111,8 @@ def saving_costs(config: RunConfig, rounds: int = 5) -> dict:  # seconds, bytes,
 class ManyNames:
     "A collection of names, with one and the same face behind them all."
 
+    path = os.devnull  # no list lies around it
+
     def __init__(self, num_names: int, image_size: int):
         self.names = sorted(f"img_align_celeba/{number:07d}.png" for number in range(num_names))
         self.face = ToyFaces(1, image_size, seed=0)[0]
@@ -126,9 +128,9 @@ def start_up(num_names: int, image_size: int = 64, batch_size: int = 64) -> floa
     "From names to the first batch."
     start = time.perf_counter()
     source = ManyNames(num_names, image_size)
-    layout, pictures = recognise(source)
-    source.keep(pictures)
-    next(iter(Faces(source, layout, "square", image_size).batches(batch_size)))
+    found = recognise(source)
+    source.keep(found.pictures)
+    next(iter(Faces(source, found.name, "square", image_size).batches(batch_size)))
     return time.perf_counter() - start
 
 # %% ../../nbs/measure/costs.ipynb #648201e8

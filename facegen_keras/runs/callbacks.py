@@ -20,7 +20,7 @@ import numpy as np
 from ..base.errors import TrainingDiverged, input_error
 from ..base.files import sync
 from ..base.loss_table import LOSSES
-from ..data.sources import spread
+from ..data.layouts import spread
 from ..engine.backend import backend
 from ..engine.encoder import fit_gaussian, spread_codes
 from ..faces import Faces, readable_face, to_float

@@ -18,7 +18,7 @@ from pathlib import Path
 import filelock
 
 from ..base.errors import InputError, input_error
-from ..base.files import write_file
+from ..base.files import is_leftover, write_file
 from ..config import RunConfig
 
 # %% ../../nbs/runs/folder.ipynb #42576d5d
@@ -151,10 +151,9 @@ def refuse_folder(run: Run, config: RunConfig) -> None:
     "Raises unless `config.out` is free or holds a run."
     if Path(config.data).resolve() in run.directory.resolve().parents and config.data != "toy":
         raise input_error("out", f"a folder outside the data {config.data}", config.out, "choose another --out")
-    begun = ("lock", "config.json.part")  # by a process that was killed within its first moments
     try:
         if not run.exists() and run.directory.exists() and any(
-                path.name not in begun for path in run.directory.iterdir()):
+                path.name != "lock" and not is_leftover(path.name) for path in run.directory.iterdir()):
             raise input_error("out", "a new or empty folder, or one that holds a run", config.out,
                               "choose another --out")
     except OSError as error:
@@ -205,7 +204,7 @@ def lock_run(
 def half_written(run: Run) -> list[Path]:
     "What a killed process has left of files of the run; nothing else that ends in .part."
     patterns = ("samples/epoch_*.png", "checkpoints/epoch_*.npz", *Run.FILES)
-    return [path for pattern in patterns for path in run.directory.glob(f"{pattern}.part")]
+    return [path for pattern in patterns for path in run.directory.glob(f"{pattern}*.part")]
 
 
 def delete_run(run: Run) -> None:

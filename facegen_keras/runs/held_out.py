@@ -11,7 +11,8 @@ import hashlib
 
 from ..config import RunConfig
 from ..data.check import check_faces, find_duplicates, inspect_faces
-from ..data.sources import celeba, celeba_parts, is_picture
+from ..data.layouts import celeba_parts
+from ..data.sources import is_picture
 from ..faces import Faces, load_faces, open_source
 
 # %% ../../nbs/runs/held_out.ipynb #25e8a520
@@ -49,9 +50,10 @@ def left_alone(
 ) -> dict[str, list[str]] | None:  # choose, report; None: too few
     "Held-out pictures out of those that a run does not use."
     source = open_source(config.data)
-    if faces.layout == "celeba" and celeba_parts(source)[0]:
-        pictures = [index for index, name in enumerate(source.names) if is_picture(name)]
-        parts = [[source.names[index] for index in celeba(source, pictures, part)] for part in ("1", "2")]
+    pictures = [index for index, name in enumerate(source.names) if is_picture(name)]
+    partition, listed = faces.layout == "celeba" and celeba_parts(source, pictures) or ("", {})
+    if partition:
+        parts = [[source.names[index] for index in listed.get(part, ())] for part in ("1", "2")]
         division = {half: sorted(part, key=name_place)[:MOST_OF_HALF] for half, part in zip(("choose", "report"), parts)}
     else:
         everything = load_faces(config.data, config.image_size, config.crop).source.names

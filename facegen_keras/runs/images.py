@@ -37,6 +37,8 @@ def load_images(
     "The images that a run is about, each read once; refuses too few and too many bad ones."
     listed = run and config.data != "toy" and run.read("images.json.gz", list)  # the limit has done its work
     faces = load_faces(config.data, config.image_size, config.crop, None if listed else config.limit, config.seed)
+    for remark in faces.remarks:
+        report(remark)
     bad = choose_images(run, config, faces, report)
     if len(faces) < config.batch_size:
         raise input_error("batch_size", f"at most the {len(faces)} images of {config.data}",
