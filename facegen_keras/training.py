@@ -199,7 +199,7 @@ def recover(
     restored = restore_newest(session.config, session.run.directory / "checkpoints", session.report, tried, gan)
     if restored is None:
         raise input_error("checkpoints", "one to go back to", f"none in {session.run.directory}",
-                          "start over with --fresh --yes") from error
+                          "fetch one, or begin another run in another --out") from error
     backend.agree(False)  # once all have gone back, files may change
     gan, place = restored
     session.epoch, session.step = place.epoch, place.step

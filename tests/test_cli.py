@@ -127,8 +127,43 @@ def test_a_run_from_start_to_finish(facegen, tmp_path, monkeypatch):
     assert fewer.status == 2 and fewer.err.startswith("facegen: epochs: expected at least the 2")
     assert contents(tmp_path / "run") == same
 
+    alone = facegen("train", "--out", "run")
+    assert alone.status == 0 and "nothing left to do after epoch 2" in alone.out and contents(tmp_path / "run") == same
+    another = facegen("train", "--out", "run", "--preset", "modern")
+    assert another.status == 2 and contents(tmp_path / "run") == same
+    assert another.err.index("type facegen train --out run alone") < another.err.index("choose another --out") < another.err.index("--fresh")
+
     again = facegen("train", *TINY, "--out", "run", "--set", "width=8", "--fresh", "--yes")
     assert again.status == 0 and json.loads((tmp_path / "run/config.json").read_text())["width"] == 8
+
+
+BEGUN = {"modern": dict(width=8, image_size=64), "article": dict(data="faces.zip", crop="square", seed=7), "demo": dict(width=4, epochs=3)}
+
+
+@pytest.mark.parametrize("preset", BEGUN)
+def test_out_alone_goes_on_with_the_run_as_it_was_begun(facegen, tmp_path, monkeypatch, preset):
+    """What the run was begun with need not be typed again; what is typed is laid over it; a named preset is meant."""
+    from facegen_keras import RunConfig, training
+    from facegen_keras.runs.folder import Run
+
+    monkeypatch.chdir(tmp_path)
+    trained = []
+    monkeypatch.setattr(training, "train", lambda config, **options: trained.append(config))
+    begun = RunConfig.preset(preset, **BEGUN[preset], out="before it was moved")
+    (tmp_path / "run").mkdir()
+    Run("run").write("config.json", begun.to_json().encode())
+    for options in ((), ("--set", "epochs=90"), ("--fresh", "--yes"), ("--preset", "demo"), ("--out", "new")):
+        assert facegen("train", "--out", "run", *options).status == 0
+    was = begun.to_dict() | {"out": "run"}
+    assert [config.to_dict() for config in trained] == [
+        was, was | {"epochs": 90}, was, RunConfig.preset("demo", out="run").to_dict(), RunConfig.preset("demo", out="new").to_dict()]
+
+
+@pytest.mark.parametrize("option, hint", [("--epochs", "--set epochs=VALUE"), ("--width", "--set width=VALUE"),
+                                          ("--yess", ""), ("--frest", ""), ("--hour", "--hours")])
+def test_a_misspelt_option_is_never_answered_with_one_that_deletes(facegen, option, hint):
+    outcome = facegen("train", option, "3")
+    assert outcome.status == 2 and hint in outcome.err and "--yes'" not in outcome.err and "--fresh'" not in outcome.err
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def restore(session: Session) -> FaceGAN | None:  # None: there is no checkpoint
         if run.status.get("epoch") or run.status.get("step"):
             place = "epoch {epoch}, step {step}".format(**run.status)
             raise input_error("checkpoints", f"one at {place}, as status.json says", f"none in {run.directory}",
-                              "fetch it, or start over with --fresh --yes")
+                              "fetch it, or begin another run in another --out")
         run.remove("log.jsonl")
         return None
     gan, place = restored

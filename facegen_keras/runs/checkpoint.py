@@ -201,5 +201,5 @@ def restore_newest(
             report(f"{error}; passed over")
     if saved:
         raise input_error("checkpoints", "one that is whole", f"{len(saved)} that are damaged in {directory}",
-                          "fetch them again, or start over with --fresh --yes")
+                          "fetch them again, or begin another run in another --out")
     return None
