@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import input_error
+from .patience import patiently, read_bytes
 from .pictures import SUFFIXES, UnreadableImage
 
 # %% ../../nbs/data/sources.ipynb #db5c9c39
@@ -99,7 +100,7 @@ def why_not(path, error: OSError) -> str:  # a reason
 def file_stamp(path) -> tuple[int, int]:  # size in bytes, time of the last change in ns
     "By what a file is known again; `UnreadableImage` if there is none that can be read to its end."
     try:
-        status = os.stat(path)
+        status = patiently(path, lambda: os.stat(path))
     except OSError as error:
         raise UnreadableImage(why_not(path, error)) from None
     if not stat.S_ISREG(status.st_mode):
@@ -143,8 +144,7 @@ class FolderSource:
         if self.stamps is not None and tuple(self.stamps[index].tolist()) not in (stamp, NO_STAMP):
             raise UnreadableImage("changed since it was checked")
         try:
-            with open(path, "rb") as file:
-                data = file.read(stamp[0] + 1)
+            data = patiently(path, lambda: read_bytes(path, stamp[0] + 1))
         except OSError as error:
             raise UnreadableImage(why_not(path, error)) from None
         if len(data) != stamp[0]:
@@ -253,9 +253,12 @@ class ZipSource:
         self.stamp(index)
         if file_stamp(self.path) != self.zip_stamp:
             raise UnreadableImage("the zip has changed since it was checked")
-        try:
+        def entry():
             with open(self.path, "rb") as file:
                 return read_entry(file, *self.entries[index].tolist())
+
+        try:
+            return patiently(self.path, entry)
         except OSError as error:
             raise UnreadableImage(why_not(self.path, error)) from None
         except (struct.error, zlib.error):

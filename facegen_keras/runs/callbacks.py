@@ -321,7 +321,7 @@ class SaveState(keras.callbacks.Callback):
                 write_status(session, "running")
             except OSError as error:
                 place = "epoch {}, step {}".format(*newest_place(session.run) or (0, 0))
-                session.report(f"{disk_trouble(error)}: going on; a kill now would lose what came after {place}")
+                session.report(f"{disk_trouble(error, session.run)}: going on; a kill now would lose what came after {place}")
             self.last = time.monotonic()
 
 # %% ../../nbs/runs/callbacks.ipynb #7f7851a8

@@ -189,7 +189,7 @@ def restore_newest(
     skip: set = frozenset(),  # (epoch, step) of those to leave alone, as long as there is an older one
     gan: FaceGAN | None = None,  # serves if it is trained by the loss that led to the checkpoint
 ) -> tuple[FaceGAN, Place] | None:  # restored, and where the run was; None if there is no checkpoint
-    "A model of the newest checkpoint that is whole; `InputError` if there are some and none is."
+    "A model of the newest checkpoint that is whole; `DamagedCheckpoint` if there are some and none is."
     saved = checkpoints(directory)
     for path in reversed([path for path in saved if place_in_name(path) not in skip] or saved[:1]):
         epoch, step = place_in_name(path)
@@ -200,6 +200,6 @@ def restore_newest(
         except DamagedCheckpoint as error:
             report(f"{error}; passed over")
     if saved:
-        raise input_error("checkpoints", "one that is whole", f"{len(saved)} that are damaged in {directory}",
-                          "fetch them again, or begin another run in another --out")
+        raise DamagedCheckpoint(input_error("checkpoints", "one that is whole", f"{len(saved)} that are damaged in "
+                                            f"{directory}", "fetch them again, or begin another run in another --out"))
     return None
