@@ -206,8 +206,8 @@ def step_noise(gan: "FaceGAN") -> tuple:
 # %% ../nbs/06_gan.ipynb #0c600001
 def use_its_generator(gan: "FaceGAN", *arguments, **options):
     "Stands for what Keras offers for one network; raises `InputError`, which says what to call."
-    raise input_error("FaceGAN", "gan.generate(count, seed) for faces, or gan.ema_generator for the network that makes them",
-                      "a call of the whole", 'save gan.ema_generator.save("generator.keras"), or train into a run')
+    raise input_error("FaceGAN", "gan.generate(count, seed) for faces, gan.ema_generator for the network that makes them",
+                      "a call of all its networks", 'save that by gan.ema_generator.save("generator.keras")')
 
 # %% ../nbs/06_gan.ipynb #d349a1c5
 class FaceGAN(keras.Model):
@@ -235,7 +235,7 @@ class FaceGAN(keras.Model):
     metrics = property(lambda self: self.trackers)
     train_step = backend.train_step  # what `fit` calls, compiled: one step on a batch
     update, draw_noise = update_networks, step_noise
-    call = predict = evaluate = save = use_its_generator
+    __call__ = predict = evaluate = save = use_its_generator
 
     @classmethod
     def from_run_config(cls, config: RunConfig, loss: str | None = None) -> "FaceGAN":

@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import keras
@@ -505,7 +506,7 @@ def no_room_for_temporary_files(request, small_disk, monkeypatch):
 
 def test_a_run_needs_no_temporary_folder(gan, tmp_path, no_room_for_temporary_files):
     write_network(Run(tmp_path), gan.ema_generator, "generator.keras")
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["generator.keras"]
+    assert {path.name for path in tmp_path.iterdir()} == {"generator.keras", "disk"}
     (tmp_path / "config.json").write_text(TINY.to_json())
     np.testing.assert_array_equal(load_gan(tmp_path).generate(2), gan.generate(2))
 
@@ -522,8 +523,8 @@ def test_the_network_before_stays_where_a_new_one_has_no_room_and_the_file_is_na
 
 def test_the_disk_that_is_full_is_the_one_that_is_named(tmp_path, small_disk):
     (small_disk.path / "filler").write_bytes(bytes(shutil.disk_usage(small_disk.path).free))
-    run = Run(tmp_path)
-    for path, expected in ((small_disk.path / "film.gif", str(small_disk.path / "film.gif")), (tmp_path / "log.jsonl", "log.jsonl"),
+    run = Run(tmp_path / "run")
+    for path, expected in ((small_disk.path / "film.gif", str(small_disk.path / "film.gif")), (tmp_path / "run/log.jsonl", "log.jsonl"),
                            (None, "the run")):
         error = OSError(errno.ENOSPC, "No space left on device", path and str(path))
         assert disk_trouble(error, run) == f"{expected} could not be written (No space left on device)"
@@ -554,3 +555,16 @@ def test_a_checkpoint_of_another_config_is_not_passed_over(gan, tmp_path, change
     gan.ema_generator.save(tmp_path / "generator.keras")
     with pytest.raises(InputError, match="^checkpoint: expected .*use the config"):
         load_gan(tmp_path)
+
+
+@pytest.mark.parametrize("preset", ["demo", "modern", "small"])
+def test_keras_alone_reads_a_network_of_a_run(preset, tmp_path):
+    """As the README says: nothing in the file is known to this package only."""
+    config = RunConfig.preset(preset, image_size=32, width=2)
+    gan = FaceGAN.from_run_config(config, config.loss_at(0))
+    write_network(Run(tmp_path), gan.ema_generator, "generator.keras")
+    with zipfile.ZipFile(tmp_path / "generator.keras") as archive:
+        description = archive.read("config.json").decode()
+    assert "facegen" not in description and '"registered_name": "' not in description
+    again = keras.saving.load_model(tmp_path / "generator.keras")
+    np.testing.assert_array_equal(again.get_weights()[-1], gan.ema_generator.get_weights()[-1])
