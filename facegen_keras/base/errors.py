@@ -44,7 +44,7 @@ class TrainingDiverged(RuntimeError):
 
 # %% ../../nbs/base/errors.ipynb #9a900002
 OUT_OF_MEMORY = re.compile(
-    "resource.?exhausted|out.of.memory|oom when|bad_alloc|alloc_failed|dst tensor is not initialized|"
+    r"resource.?exhausted|out.of.memory|\boom when|bad_alloc|alloc_failed|dst tensor is not initialized|"
     "cannot allocate memory|(failed|unable) to allocate", re.IGNORECASE)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..base.errors import InputError, TrainingDiverged, input_error
 from ..base.files import write_file
+from ..base.output import say
 from ..config import RunConfig
 from ..gan import FaceGAN
 
@@ -185,7 +186,7 @@ def restore_checkpoint(
 def restore_newest(
     config: RunConfig,  # that the checkpoints were made with
     directory: Path,  # the run's `checkpoints`; need not exist
-    report=print,  # called with a line for each one that is passed over
+    report=say,  # called with a line for each one that is passed over
     skip: set = frozenset(),  # (epoch, step) of those to leave alone, as long as there is an older one
     gan: FaceGAN | None = None,  # serves if it is trained by the loss that led to the checkpoint
 ) -> tuple[FaceGAN, Place] | None:  # restored, and where the run was; None if there is no checkpoint
