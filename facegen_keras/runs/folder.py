@@ -106,11 +106,12 @@ def half_network(
 @contextlib.contextmanager
 def temporary_files_in(folder: Path):
     "Within it, Python's temporary files and folders, which Keras makes as it saves, lie in this one."
-    before, tempfile.tempdir = tempfile.tempdir, str(folder)
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        before, tempfile.tempdir = tempfile.tempdir, place
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 def write_network(
