@@ -214,7 +214,8 @@ NO_MEMORY = {
 
 def states():
     """Of Python and NumPy; of Keras, what it would draw next: the generator that it draws from by default."""
-    return random.getstate(), np.random.get_state()[1].tolist(), id(keras.src.random.seed_generator.global_seed_generator())
+    of_keras = id(keras.src.random.seed_generator.global_seed_generator())  # first: making one draws from Python's
+    return of_keras, random.getstate(), np.random.get_state()[1].tolist()
 
 
 @pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY)
