@@ -15,7 +15,7 @@ import re
 from PIL import Image
 import numpy as np
 
-from .base.errors import input_error
+from .base.errors import InputError, input_error
 from .data.pictures import (
     CELEBA_SIZE, CROPS, SAME_PROPORTIONS, UnreadableImage, decode_face, read_picture)
 from .data.layouts import recognise, spread
@@ -74,6 +74,9 @@ def readable_face(
                 face = faces[index]
             except UnreadableImage as error:
                 faces.unreadable[name] = str(error)
+            except InputError as error:  # the drive's fault: TensorFlow's threads would lose what it says
+                faces.drive_error = error
+                raise
             else:
                 decoded.keep(index, face)
                 return face
@@ -142,6 +145,7 @@ class Faces:
     ):
         self.source, self.layout, self.crop, self.image_size = source, layout, crop, image_size
         self.unreadable, self.remarks = {}, []  # name -> reason, met while training; lines on what is left out
+        self.drive_error = None  # an `InputError`, met while training
         self.held_out, self._decoded = None, None  # the former: what their run holds out, see runs/held_out
 
     def __len__(self) -> int:

@@ -224,3 +224,25 @@ def test_two_processes_are_one_and_survive_the_loss_of_either(jax_runs, tmp_path
         ours, theirs = ([line[name] for line in lines] for lines in (one, two))
         np.testing.assert_allclose(ours[:25], theirs[:25], atol=1e-3)
         np.testing.assert_allclose(ours, theirs, atol=tolerance)
+
+
+MESSAGES = {
+    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.": False,
+    "INTERNAL: NCCL operation failed: out of memory": False,
+    "INVALID_ARGUMENT: shapes do not match": False,
+    "INTERNAL: Failed to execute XLA runtime executable: nan": False,
+    "INTERNAL: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:4242": True,
+    "UNAVAILABLE: failed to connect to all addresses": True,
+    "ABORTED: The coordination service has found that task 1 is dead (heartbeat timeout)": True,
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_only_the_loss_of_a_process_is_taken_for_one(monkeypatch, message):
+    import jax
+
+    from facegen_keras.engine import step_jax
+
+    assert not step_jax.has_lost_another(jax.errors.JaxRuntimeError(message)), "there is one process"
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert step_jax.has_lost_another(jax.errors.JaxRuntimeError(message)) == MESSAGES[message]

@@ -1,7 +1,10 @@
 """Training on what cannot be trained on: bad pictures left out and named, too many refused, changes survived."""
 
+import collections
 import dataclasses
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -13,10 +16,12 @@ from facegen_keras import RunConfig
 from facegen_keras.runs import callbacks as callbacks_module
 from facegen_keras import training as training_module
 
+from facegen_keras.data import patience, sources
 from facegen_keras.data import store as store_module
+from facegen_keras.data.check import check_faces
 from facegen_keras.cli import main
 from facegen_keras.base.errors import InputError
-from facegen_keras.faces import epoch_order
+from facegen_keras.faces import epoch_order, load_faces
 from facegen_keras.runs.folder import Run
 from facegen_keras.training import train
 
@@ -208,3 +213,56 @@ def test_too_many_that_vanish_in_mid_run_stop_it_and_it_goes_on_when_they_are_ba
     run = train(slow, **SILENT)
     assert run.status["state"] == "finished"
     assert [line["step"] for line in run.records("epoch")] == [line["step"] for line in whole.records("epoch")]
+
+
+@pytest.fixture
+def drive(monkeypatch):
+    """A drive whose errors a test decides: `drive.fails(path, times)`, asked before each reading."""
+    class Drive:
+        fails, number, read = staticmethod(lambda path, times: False), errno.EIO, patience.read_bytes
+        times = collections.Counter()
+
+    def read_bytes(path, most):
+        Drive.times[str(path)] += 1
+        if Drive.fails(str(path), Drive.times[str(path)]):
+            raise OSError(Drive.number, os.strerror(Drive.number), str(path))
+        return Drive.read(path, most)
+
+    for module in (patience, sources):
+        monkeypatch.setattr(module, "read_bytes", read_bytes)
+    monkeypatch.setattr(patience, "PAUSES", 7 * [0.001])
+    return Drive
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT])
+def test_a_passing_error_of_the_drive_is_waited_out_and_no_picture_is_bad(tmp_path, drive, number):
+    faces = load_faces(make_faces(tmp_path / "faces", 6), 32)
+    drive.number, drive.fails = number, staticmethod(lambda path, times: times <= 2)
+    assert check_faces(faces) == {}
+    drive.fails = staticmethod(lambda path, times: True)
+    with pytest.raises(InputError, match=f"^data: expected a drive that can be read, got .*{os.strerror(number)}"):
+        load_faces(tmp_path / "faces", 32)[0]
+    with pytest.raises(InputError, match="a drive that can be read"):
+        (tmp_path / "faces/new.png").write_bytes((tmp_path / "faces/000.png").read_bytes() + b" ")
+        check_faces(load_faces(tmp_path / "faces", 32))
+    drive.fails = staticmethod(lambda path, times: False)
+    assert check_faces(load_faces(tmp_path / "faces", 32)) == {}, "nothing of it was remembered"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_file_that_alone_cannot_be_read_is_bad(tmp_path, drive, number):
+    faces = load_faces(make_faces(tmp_path / "faces", 6), 32)
+    drive.number, drive.fails = number, staticmethod(lambda path, times: path.endswith("003.png"))
+    assert check_faces(faces) == {"003.png": f"cannot be opened: {os.strerror(number)}"}
+
+
+@pytest.mark.slow
+def test_a_drive_that_goes_away_while_a_run_trains_pauses_it(config, drive):
+    drive.fails = staticmethod(lambda path, times: sum(drive.times.values()) > 55)
+    with pytest.raises(InputError, match="^data: expected a drive that can be read"):
+        train(config, **SILENT)
+    run = Run(config.out)
+    assert run.status["state"] == "paused" and "a drive that can be read" in run.status["reason"]
+    assert not (run.directory / "quarantine.json").exists()
+    drive.fails = staticmethod(lambda path, times: False)
+    assert train(config, **SILENT).status["state"] == "finished" and not (run.directory / "quarantine.json").exists()

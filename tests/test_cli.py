@@ -117,6 +117,15 @@ def test_a_run_from_start_to_finish(facegen, tmp_path, monkeypatch):
     singles = facegen("sample", "run", "--count", "3", "--seed", "5", "--out", "singles/")
     assert singles.status == 0 and len(list((tmp_path / "singles").glob("*.png"))) == 3
     assert "do not exist" in Image.open(tmp_path / "singles/face_00000.png").text["Description"]
+    from facegen_keras import load_gan
+    from facegen_keras.runs.viz import to_png
+    many = facegen("sample", "run", "--count", "70", "--seed", "5", "--out", "many/")
+    expected = load_gan("run").generate(70, 5)
+    assert many.status == 0 and [path.read_bytes() for path in sorted((tmp_path / "many").iterdir())] == list(map(to_png, expected))
+    for count in ("100000000", "77842", "999999999999999999999"):
+        refused = facegen("sample", "run", "--count", count, "--out", "grid.png")
+        assert refused.status == 2 and "--out DIR/" in refused.err and refused.err.count("\n") == 1
+        assert not (tmp_path / "grid.png").exists()
     for wrong in ("nine.jpg", "nine.png/"):
         assert facegen("sample", "run", "--out", wrong).status == 2
 
@@ -127,8 +136,43 @@ def test_a_run_from_start_to_finish(facegen, tmp_path, monkeypatch):
     assert fewer.status == 2 and fewer.err.startswith("facegen: epochs: expected at least the 2")
     assert contents(tmp_path / "run") == same
 
+    alone = facegen("train", "--out", "run")
+    assert alone.status == 0 and "nothing left to do after epoch 2" in alone.out and contents(tmp_path / "run") == same
+    another = facegen("train", "--out", "run", "--preset", "modern")
+    assert another.status == 2 and contents(tmp_path / "run") == same
+    assert another.err.index("type facegen train --out run alone") < another.err.index("choose another --out") < another.err.index("--fresh")
+
     again = facegen("train", *TINY, "--out", "run", "--set", "width=8", "--fresh", "--yes")
     assert again.status == 0 and json.loads((tmp_path / "run/config.json").read_text())["width"] == 8
+
+
+BEGUN = {"modern": dict(width=8, image_size=64), "article": dict(data="faces.zip", crop="square", seed=7), "demo": dict(width=4, epochs=3)}
+
+
+@pytest.mark.parametrize("preset", BEGUN)
+def test_out_alone_goes_on_with_the_run_as_it_was_begun(facegen, tmp_path, monkeypatch, preset):
+    """What the run was begun with need not be typed again; what is typed is laid over it; a named preset is meant."""
+    from facegen_keras import RunConfig, training
+    from facegen_keras.runs.folder import Run
+
+    monkeypatch.chdir(tmp_path)
+    trained = []
+    monkeypatch.setattr(training, "train", lambda config, **options: trained.append(config))
+    begun = RunConfig.preset(preset, **BEGUN[preset], out="before it was moved")
+    (tmp_path / "run").mkdir()
+    Run("run").write("config.json", begun.to_json().encode())
+    for options in ((), ("--set", "epochs=90"), ("--fresh", "--yes"), ("--preset", "demo"), ("--out", "new")):
+        assert facegen("train", "--out", "run", *options).status == 0
+    was = begun.to_dict() | {"out": "run"}
+    assert [config.to_dict() for config in trained] == [
+        was, was | {"epochs": 90}, was, RunConfig.preset("demo", out="run").to_dict(), RunConfig.preset("demo", out="new").to_dict()]
+
+
+@pytest.mark.parametrize("option, hint", [("--epochs", "--set epochs=VALUE"), ("--width", "--set width=VALUE"),
+                                          ("--yess", ""), ("--frest", ""), ("--hour", "--hours")])
+def test_a_misspelt_option_is_never_answered_with_one_that_deletes(facegen, option, hint):
+    outcome = facegen("train", option, "3")
+    assert outcome.status == 2 and hint in outcome.err and "--yes'" not in outcome.err and "--fresh'" not in outcome.err
 
 
 @pytest.mark.slow
@@ -280,3 +324,45 @@ def test_bench_measures_every_contender_in_one_run(facegen, tmp_path, monkeypatc
 def test_bench_refuses_with_costs_what_that_would_ignore(facegen, option):
     outcome = facegen("bench", "--costs", option, "32")
     assert outcome.status == 2 and outcome.err.startswith(f"facegen: {option}: ") and outcome.err.count("\n") == 1
+
+
+NOT_THERE = {"jax": ("jax", 'pip install ".[jax]"'), "torch": ("torch", "KERAS_BACKEND=tensorflow"), "nonsense": (None, "nonsense")}
+
+
+@pytest.mark.parametrize("backend", NOT_THERE)
+def test_a_backend_that_is_not_there_is_one_line(tmp_path, backend):
+    """In a process of its own, which ends before any backend has started."""
+    module, hint = NOT_THERE[backend]
+    code = f"import sys; sys.modules[{module!r}] = None; from facegen_keras.cli import main; main(sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, "train", "--out", tmp_path / "run"], capture_output=True, text=True,
+                          env={**os.environ, "KERAS_BACKEND": backend})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and hint in done.stderr and done.stdout == ""
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [("train", "--out", "run"), ("sample", "celeba"), ("evaluate", "run")])
+def test_no_memory_is_one_line_of_any_command(facegen, monkeypatch, tmp_path, arguments):
+    from facegen_keras import cli
+
+    def start():
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes\nand a page of remarks")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "start_keras", start)
+    outcome = facegen(*arguments)
+    assert outcome.status == 2 and outcome.err.startswith("facegen: memory: expected more than there is") and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("status", [{"state": "running"}, {"state": "paused", "reason": "log.jsonl could not be written (No space left on device); see to the disk"},
+                                    {"state": "paused", "reason": "film.gif could not be written (Read-only file system); see to the disk"}])
+def test_a_session_that_its_disk_has_ended_is_no_success(facegen, monkeypatch, tmp_path, status):
+    from facegen_keras import training
+    from facegen_keras.runs.folder import Run
+
+    run = Run(tmp_path)
+    run.write("status.json", {"epoch": 1, "step": 0, "reason": ""} | status)
+    monkeypatch.setattr(training, "train", lambda config, **options: run)
+    outcome = facegen("train", "--out", tmp_path / "other")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1 and "make room" in outcome.err
+    run.write("status.json", {"state": "paused", "epoch": 1, "step": 0, "reason": "the time is used up"})
+    assert facegen("train", "--out", tmp_path / "other").status == 0

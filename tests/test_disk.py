@@ -14,6 +14,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 import keras
@@ -29,8 +31,9 @@ from facegen_keras.runs.checkpoint import (
 from facegen_keras.base.errors import InputError
 from facegen_keras.base.files import sync, write_file
 from facegen_keras.gan import FaceGAN
-from facegen_keras.runs.folder import Run
+from facegen_keras.runs.folder import Run, lock_run, write_network
 from facegen_keras.runs.images import open_run
+from facegen_keras.runs.session import disk_trouble
 from facegen_keras.training import train
 
 SILENT = dict(report=lambda line: None)
@@ -489,3 +492,79 @@ def test_a_strangers_run_writes_nothing_outside_its_folder(paused, tmp_path):
     (run / "config.json").write_text(json.dumps(config))
     assert train(paused, **SILENT).status["state"] == "finished"
     assert [path.name for path in outside.iterdir()] == ["diary.txt"] and (outside / "diary.txt").read_text() == "dear"
+
+
+@pytest.fixture(params=["full", "read-only", "not there"])
+def no_room_for_temporary_files(request, small_disk, monkeypatch):
+    """The temporary folder is as good as none."""
+    if request.param == "full":
+        (small_disk.path / "filler").write_bytes(bytes(shutil.disk_usage(small_disk.path).free))
+    elif request.param == "read-only":
+        small_disk("ro")
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk.path / ("nowhere" if request.param == "not there" else "")))
+
+
+def test_a_run_needs_no_temporary_folder(gan, tmp_path, no_room_for_temporary_files):
+    write_network(Run(tmp_path), gan.ema_generator, "generator.keras")
+    assert {path.name for path in tmp_path.iterdir()} == {"generator.keras", "disk"}
+    (tmp_path / "config.json").write_text(TINY.to_json())
+    np.testing.assert_array_equal(load_gan(tmp_path).generate(2), gan.generate(2))
+
+
+def test_the_network_before_stays_where_a_new_one_has_no_room_and_the_file_is_named(gan, small_disk):
+    path = small_disk.path / "generator.keras"
+    path.write_bytes(b"the one before")
+    (small_disk.path / "filler").write_bytes(bytes(shutil.disk_usage(small_disk.path).free - 100_000))
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_network(Run(small_disk.path), gan.ema_generator, "generator.keras")
+    assert caught.value.filename == str(path) and path.read_bytes() == b"the one before"
+    assert {entry.name for entry in small_disk.path.iterdir()} == {"generator.keras", "filler"}
+
+
+def test_the_disk_that_is_full_is_the_one_that_is_named(tmp_path, small_disk):
+    (small_disk.path / "filler").write_bytes(bytes(shutil.disk_usage(small_disk.path).free))
+    run = Run(tmp_path / "run")
+    for path, expected in ((small_disk.path / "film.gif", str(small_disk.path / "film.gif")), (tmp_path / "run/log.jsonl", "log.jsonl"),
+                           (None, "the run")):
+        error = OSError(errno.ENOSPC, "No space left on device", path and str(path))
+        assert disk_trouble(error, run) == f"{expected} could not be written (No space left on device)"
+    with pytest.raises(OSError) as caught:
+        Run(small_disk.path).append("log.jsonl", {"kind": "steps", "text": 10_000 * "x"})
+    assert caught.value.filename == str(small_disk.path / "log.jsonl")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_folder_on_which_files_cannot_be_locked_is_named_as_such(tmp_path, monkeypatch, number):
+    import fcntl
+
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(InputError, match=f"^out: expected a folder on which files can be locked, got .*{os.strerror(number)}"):
+        lock_run(Run(tmp_path))
+    monkeypatch.undo()
+    lock_run(Run(tmp_path)).release()
+
+
+@pytest.mark.parametrize("change", [dict(width=4), dict(latent_dim=7), dict(image_size=64)])
+def test_a_checkpoint_of_another_config_is_not_passed_over(gan, tmp_path, change):
+    """With a generator.keras beside it: an older one would have come back in silence."""
+    save_checkpoint(gan, tmp_path / "checkpoints", Place(1))
+    (tmp_path / "config.json").write_text(dataclasses.replace(TINY, **change).to_json())
+    gan.ema_generator.save(tmp_path / "generator.keras")
+    with pytest.raises(InputError, match="^checkpoint: expected .*use the config"):
+        load_gan(tmp_path)
+
+
+@pytest.mark.parametrize("preset", ["demo", "modern", "small"])
+def test_keras_alone_reads_a_network_of_a_run(preset, tmp_path):
+    """As the README says: nothing in the file is known to this package only."""
+    config = RunConfig.preset(preset, image_size=32, width=2)
+    gan = FaceGAN.from_run_config(config, config.loss_at(0))
+    write_network(Run(tmp_path), gan.ema_generator, "generator.keras")
+    with zipfile.ZipFile(tmp_path / "generator.keras") as archive:
+        description = archive.read("config.json").decode()
+    assert "facegen" not in description
+    again = keras.saving.load_model(tmp_path / "generator.keras")
+    np.testing.assert_array_equal(again.get_weights()[-1], gan.ema_generator.get_weights()[-1])

@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+import random
+import sys
 
 import keras
 import numpy as np
 import pytest
+import tensorflow
 
 from facegen_keras import RunConfig, load_faces
 from facegen_keras.runs import callbacks as callbacks_module
 from facegen_keras.runs import checkpoint as checkpoint_module
 from facegen_keras import training as training_module
 from facegen_keras.runs.checkpoint import checkpoints, restore_newest
-from facegen_keras.base.errors import TrainingDiverged
+from facegen_keras.base.errors import InputError, TrainingDiverged
 from facegen_keras.gan import FaceGAN
 from facegen_keras.runs.folder import Run
 from facegen_keras.training import train
@@ -174,3 +177,104 @@ def test_collapse_is_warned_about_in_the_log(config, monkeypatch):
 def drawn_faces(count):
     faces = load_faces("toy", 32, limit=count)
     return np.stack([faces[index] for index in range(count)])
+
+
+class Tracker:
+    """What trackers put in the place of stdout and stderr."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+class Torn(Tracker):
+    """A terminal that has gone."""
+
+    encoding = "utf-8"
+
+    def write(self, text):
+        raise OSError(5, "Input/output error")
+
+    def isatty(self):
+        return True
+
+
+NO_MEMORY = {
+    "Python": MemoryError(),
+    "TensorFlow": tensorflow.errors.ResourceExhaustedError(None, None, "Graph execution error:\nOOM when allocating tensor\nmore"),
+    "XLA": tensorflow.errors.InternalError(None, None, "Failed\nCUDA_ERROR_OUT_OF_MEMORY: out of memory"),
+    "JAX": RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."),
+}
+
+
+def states():
+    """Of Python and NumPy; of Keras, what it would draw next: the generator that it draws from by default."""
+    of_keras = id(keras.src.random.seed_generator.global_seed_generator())  # first: making one draws from Python's
+    return of_keras, random.getstate(), np.random.get_state()[1].tolist()
+
+
+@pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY)
+def test_no_memory_is_one_line_in_whatever_words_it_was_said(config, monkeypatch, error):
+    monkeypatch.setattr(training_module, "continue_run", lambda session: (_ for _ in ()).throw(error))
+    with pytest.raises(InputError, match="^memory: expected more than there is, got .*batch_size, width or image_size") as caught:
+        train(config, **SILENT)
+    assert "\n" not in str(caught.value) and caught.value.__cause__ is error
+
+
+@pytest.mark.slow
+def test_no_memory_and_no_place_to_print_cost_a_run_nothing(config, monkeypatch, undisturbed_noise):
+    """Its steps are those of an undisturbed one, and the caller's random numbers go on as they would have."""
+    fall = [NO_MEMORY["TensorFlow"]]
+
+    class Fall(training_module.StopInTime):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            if fall and self.session.steps_done == 5:
+                raise fall.pop()
+
+    monkeypatch.setattr(training_module, "StopInTime", Fall)
+    random.seed(5), np.random.seed(6), keras.utils.set_random_seed(7)
+    before = states()
+    for stdout, stderr in ((Tracker(), None), (Torn(), Tracker())):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout), patch.setattr(sys, "stderr", stderr)
+            try:
+                run = train(config)
+            except InputError as error:
+                status = Run(config.out).status
+                assert status == {"state": "paused", "epoch": 0, "step": 4, "reason": f"ended by InputError: {error}"}
+    assert not fall and run.status["state"] == "finished" and drawn_noise(run) == undisturbed_noise and states() == before
+
+
+@pytest.mark.parametrize("error", [ValueError("Zoom"), RuntimeError("shapes (3,) and (4,)"), KeyError("memory")])
+def test_other_errors_are_not_taken_for_a_lack_of_memory(config, monkeypatch, error):
+    monkeypatch.setattr(training_module, "continue_run", lambda session: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)) as caught:
+        train(config, **SILENT)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("setting, value", [("image_data_format", "channels_first"), ("floatx", "float64"), ("floatx", "float16")])
+def test_settings_of_keras_are_refused_before_anything_is_written(config, setting, value):
+    was = getattr(keras.config, setting)()
+    getattr(keras.config, f"set_{setting}")(value)
+    try:
+        for begin in (lambda: train(config, **SILENT), lambda: FaceGAN.from_run_config(config)):
+            with pytest.raises(InputError, match=f"^{setting}: expected {was} among Keras' own settings, got '{value}'.*keras.json"):
+                begin()
+    finally:
+        getattr(keras.config, f"set_{setting}")(was)
+    assert not Run(config.out).directory.exists()
+
+
+def test_predict_and_save_of_the_whole_say_what_to_call(config, tmp_path):
+    gan = FaceGAN.from_run_config(config)
+    for call in (gan.predict, gan.evaluate, gan.save, gan):
+        with pytest.raises(InputError, match=r"gan.generate\(count, seed\).*gan.ema_generator.save"):
+            call(tmp_path / "faces.keras")
+    assert not any(tmp_path.iterdir())

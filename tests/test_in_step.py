@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,3 +72,11 @@ def test_links_between_pages_lead_somewhere():
                 target = piece.split(")")[0]
                 if not target.startswith(("http", "#")):
                     assert (path.parent / target.partition("#")[0]).exists(), f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "nbs").as_posix())
+def test_a_page_finds_its_files_from_wherever_it_is_run(path):
+    """From the root of the repository too: no code names a file of the project by its way from the page."""
+    code = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    by_its_way = re.compile(r"""(Path|open|insert|read|Image)\((\d+, )?["'](\.\./|records|images/|guides/)""")
+    assert not [found.group() for cell in code for found in by_its_way.finditer(cell)]

@@ -13,7 +13,6 @@ __all__ = ['NAME_LIST', 'PARTITION_LISTS', 'NOWHERE', 'LISTED', 'NO_FILE', 'CELE
 import collections
 import errno
 import heapq
-import io
 import os
 import re
 import stat
@@ -27,6 +26,7 @@ import numpy as np
 
 from ..base.errors import input_error
 from ..base.files import is_foreign
+from .patience import patiently, read_bytes
 from .pictures import SUFFIXES, UnreadableImage
 
 # %% ../../nbs/data/sources.ipynb #db5c9c39
@@ -165,7 +165,7 @@ def why_not(path, error: OSError) -> str:  # a reason
 def file_status(path) -> os.stat_result:
     "What the system says of a file; `UnreadableImage` if there is none that can be read to its end."
     try:
-        status = os.stat(path)
+        status = patiently(path, lambda: os.stat(path))
     except OSError as error:
         raise UnreadableImage(why_not(path, error)) from None
     if not stat.S_ISREG(status.st_mode):
@@ -221,8 +221,7 @@ class FolderSource:
         if self.stamps is not None and tuple(self.stamps[index].tolist()) not in (stamp, NO_STAMP):
             raise UnreadableImage("changed since it was checked")
         try:
-            with open(path, "rb") as file:
-                data = file.read(stamp[0] + 1)
+            data = patiently(path, lambda: read_bytes(path, stamp[0] + 1))
         except OSError as error:
             raise UnreadableImage(why_not(path, error)) from None
         if len(data) != stamp[0]:
@@ -352,9 +351,12 @@ class ZipSource:
         self.stamp(index)
         if file_stamp(self.path) != self.zip_stamp:
             raise UnreadableImage("the zip has changed since it was checked")
-        try:
+        def entry():
             with open(self.path, "rb") as file:
                 return read_entry(file, *self.entries[index].tolist())
+
+        try:
+            return patiently(self.path, entry)
         except OSError as error:
             raise UnreadableImage(why_not(self.path, error)) from None
         except (struct.error, zlib.error):

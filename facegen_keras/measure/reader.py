@@ -16,6 +16,7 @@ import numpy as np
 from ..data.attributes import ATTRIBUTES, HIDDEN
 from ..features.distances import box_mean, smooth_images
 from ..features.features import in_batches
+from ..gan import own_random
 from ..toyfaces import ToyFaces
 
 # %% ../../nbs/measure/reader.ipynb #bbfe3654
@@ -92,6 +93,7 @@ UNSURE = -1
 class ModeReader:
     "Tells the visible kinds of drawn faces; `accuracy` and `judged` say how well."
 
+    @own_random(0)
     def __init__(
         self,
         image_size: int,  # of the pictures that it will read; it looks at no more than 64 pixels
@@ -99,7 +101,6 @@ class ModeReader:
         epochs: int = 4,
         progress=lambda done, total: None,  # called after each step of learning
     ):
-        keras.utils.set_random_seed(0)
         self.side = min(image_size, 64)
         disturb = partial(disturbed, rng=np.random.default_rng(0))
         images, labels = drawn_faces(num_faces, self.side, READER_SEED)

@@ -127,7 +127,7 @@ def restore(session: Session) -> FaceGAN | None:  # None: there is no checkpoint
         if run.status.get("epoch") or run.status.get("step"):
             place = "epoch {epoch}, step {step}".format(**run.status)
             raise input_error("checkpoints", f"one at {place}, as status.json says", f"none in {run.directory}",
-                              "fetch it, or start over with --fresh --yes")
+                              "fetch it, or begin another run in another --out")
         run.remove("log.jsonl")
         return None
     gan, place = restored
@@ -321,7 +321,7 @@ class SaveState(keras.callbacks.Callback):
                 write_status(session, "running")
             except OSError as error:
                 place = "epoch {}, step {}".format(*newest_place(session.run) or (0, 0))
-                session.report(f"{disk_trouble(error)}: going on; a kill now would lose what came after {place}")
+                session.report(f"{disk_trouble(error, session.run)}: going on; a kill now would lose what came after {place}")
             self.last = time.monotonic()
 
 # %% ../../nbs/runs/callbacks.ipynb #7f7851a8

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..base.errors import InputError, TrainingDiverged, input_error
 from ..base.files import write_file
+from ..base.output import say
 from ..config import RunConfig
 from ..gan import FaceGAN
 
@@ -185,11 +186,11 @@ def restore_checkpoint(
 def restore_newest(
     config: RunConfig,  # that the checkpoints were made with
     directory: Path,  # the run's `checkpoints`; need not exist
-    report=print,  # called with a line for each one that is passed over
+    report=say,  # called with a line for each one that is passed over
     skip: set = frozenset(),  # (epoch, step) of those to leave alone, as long as there is an older one
     gan: FaceGAN | None = None,  # serves if it is trained by the loss that led to the checkpoint
 ) -> tuple[FaceGAN, Place] | None:  # restored, and where the run was; None if there is no checkpoint
-    "A model of the newest checkpoint that is whole; `InputError` if there are some and none is."
+    "A model of the newest checkpoint that is whole; `DamagedCheckpoint` if there are some and none is."
     saved = checkpoints(directory)
     for path in reversed([path for path in saved if place_in_name(path) not in skip] or saved[:1]):
         epoch, step = place_in_name(path)
@@ -200,6 +201,6 @@ def restore_newest(
         except DamagedCheckpoint as error:
             report(f"{error}; passed over")
     if saved:
-        raise input_error("checkpoints", "one that is whole", f"{len(saved)} that are damaged in {directory}",
-                          "fetch them again, or start over with --fresh --yes")
+        raise DamagedCheckpoint(input_error("checkpoints", "one that is whole", f"{len(saved)} that are damaged in "
+                                            f"{directory}", "fetch them again, or begin another run in another --out"))
     return None

@@ -25,7 +25,7 @@ from ..engine.precision import choose_precision
 from ..faces import Faces, load_faces, require_readable
 from .checkpoint import checkpoints
 from .folder import (
-    ANOTHER_RUN, Run, delete_run, half_written, lock_run, refuse_another_run, unusable_out)
+    Run, delete_run, half_written, lock_run, refuse_another_run, unusable_out)
 from .held_out import held_out_names, hold_out
 
 # %% ../../nbs/runs/images.ipynb #bc7dba8b
@@ -85,7 +85,7 @@ def keep_images(
     if len(missing) > config.max_bad * len(names):
         raise input_error(f"out: {config.out} was trained on other images; data",
                           f"the {len(names):,} of {run.config.data}", f"{config.data} without {len(missing):,} of them",
-                          ANOTHER_RUN)
+                          "give those by --data, or choose another --out")
     faces.source.follow(names)
     faces.unreadable.update(missing | check_faces(faces, show_checking(report), duplicates=False))
     refuse_too_many(faces.unreadable, len(faces), config)
@@ -152,7 +152,7 @@ def describe_run(run: Run, config: RunConfig, faces: Faces, bad: dict[str, str],
         same = known == names
     if not same:
         raise input_error("out", "a run on these images", f"{run.directory}, begun on others or with a list of them "
-                          "that is damaged", ANOTHER_RUN)
+                          "that is damaged", "give the images that it was begun on by --data, or choose another --out")
     changed = [f"{name} {before[name]} is now {value}" for name, value in now.items()
                if before.get(name, value) != value and not name.startswith("images")]
     if changed:

@@ -143,6 +143,11 @@ def note_unreadable(session: Session) -> None:
         session.run.write("quarantine.json", before | found)
 
 # %% ../../nbs/runs/session.ipynb #29fd303d
-def disk_trouble(error: OSError) -> str:
+def disk_trouble(
+    error: OSError,
+    run: Run,  # that was being written
+) -> str:
     "What the disk says, and about which file."
-    return f"{Path(error.filename or 'the run').name} could not be written ({error.strerror})"
+    path = Path(str(error.filename or "the run"))
+    inside = path.parent == Path() or path.is_relative_to(run.directory)
+    return f"{path.name if inside else path} could not be written ({error.strerror or error})"

@@ -8,14 +8,15 @@ __all__ = ['GENERATOR_SETTINGS', 'load_gan', 'check_start', 'refuse_another_gene
 # %% ../../nbs/runs/start.ipynb #9cd4b437
 from pathlib import Path
 
-from ..base.errors import InputError, input_error
+from ..base.errors import input_error
 from ..config import RunConfig
-from ..gan import FaceGAN
-from .checkpoint import checkpoints, restore_newest
+from ..gan import FaceGAN, own_random
+from .checkpoint import DamagedCheckpoint, checkpoints, restore_newest
 from .folder import Run
 from .shipped import find_run
 
 # %% ../../nbs/runs/start.ipynb #b0e9d5cb
+@own_random()
 def load_gan(
     directory: Path,  # a run directory, or the name of a generator that comes with the package
     best: bool = False,  # with the generator of best.keras, beside a fresh second network?
@@ -26,7 +27,7 @@ def load_gan(
     try:
         if not best and (restored := restore_newest(config, directory / "checkpoints")):
             return restored[0]
-    except InputError:  # they are damaged, each named in a line of its own
+    except DamagedCheckpoint:  # all of them, each named in a line of its own
         if not result.is_file():
             raise
     if not result.is_file():
