@@ -161,10 +161,11 @@ def split(
 def newest_version(
     kaggle: Kaggle,
     ref: str,  # owner/slug
-) -> tuple:  # number, the notebook's text, metadata; 0, "", None: none
+    version: int | None = None,  # an older one
+) -> tuple:  # number of the newest, the notebook's text, metadata; 0, "", None: none
     "What Kaggle holds of a kernel."
     try:
-        answer = kaggle.ask("get_kernel", **split(ref))
+        answer = kaggle.ask("get_kernel", **split(ref), **({"version_label": f"v{version}"} if version else {}))
     except KaggleTrouble as error:
         if error.status in (403, 404):  # it does not tell one from the other
             return 0, "", None
