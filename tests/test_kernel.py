@@ -337,6 +337,46 @@ def test_checkpoints_of_an_earlier_chain_do_not_stay_beside_newer_ones(server, e
     assert [path.name for path in old.parent.iterdir()] == ["epoch_0003_step_000000.npz"]
 
 
+FAILED = {"nothing": {}, "a notebook": {"__notebook__.ipynb": b"{}"}, "a log": {"run/log.jsonl": b"[]", "run/status.json": b"{}"},
+          "an older run": left_behind(2)}
+
+
+@pytest.mark.parametrize("left", FAILED.values(), ids=FAILED)
+@pytest.mark.parametrize("status", ["ERROR", "CANCEL_ACKNOWLEDGED"])
+def test_a_failed_session_takes_no_run_from_home_and_an_older_version_can_be_named(server, folder, ended, capfd, left, status):
+    ended()
+    pull = ("kernel", "pull", "--folder", folder)
+    assert facegen(capfd, *pull)[0] == 0
+    before = {path: path.read_bytes() for path in folder.glob("output/run/**/*") if path.is_file()}
+    push_once(folder)
+    server.finish(REF, status, outputs=left)
+    status, out, _ = facegen(capfd, *pull)
+    assert status == 0 and "version 2 left no run as far as the one in" in out and "--version" in out
+    assert {path: path.read_bytes() for path in folder.glob("output/run/**/*") if path.is_file()} == before and len(before) == 3
+    assert (folder / "output/__notebook__.ipynb").exists() == ("__notebook__.ipynb" in left), "what is no run comes"
+    next(iter(before)).unlink()
+    assert facegen(capfd, *pull, "--version", 1)[0] == 0 and all(path.read_bytes() == content for path, content in before.items())
+    status, _, err = facegen(capfd, *pull, "--version", 3)
+    assert status == 2 and err.count("\n") == 1 and "got 'version 3, which is in a state that Kaggle does not tell'" in err
+
+
+@pytest.mark.parametrize("fault, name", [("forbidden", "run/status.json"), ("disconnect", "run/config.json"),
+                                         ("truncated", "run/checkpoints/epoch_0004_step_000000.npz"), ("forbidden", session_module.SUMS)])
+def test_a_pull_that_breaks_off_leaves_the_run_at_home_as_it_is(server, folder, ended, fault, name):
+    home = folder / "home"
+    ended()
+    fetch_all(home)
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file() and path.name != session_module.SUMS}
+    server.finish(REF, "COMPLETE", outputs=left_behind(4))
+    server.next(f"File {name}", *[getattr(faults, fault)] * 3)
+    with pytest.raises(KaggleTrouble):
+        fetch_all(home)
+    assert {path: path.read_bytes() for path in before} == before
+    fetch_all(home)
+    assert [path.name for path in home.glob("run/checkpoints/*")] == ["epoch_0004_step_000000.npz"]
+    assert not (home / ".arriving").exists()
+
+
 def test_kaggle_is_not_asked_again_before_it_wants_to_be(server, monkeypatch):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
@@ -492,6 +532,44 @@ def test_a_log_that_is_odd_or_cut_off_is_read_as_far_as_it_goes():
     whole = json.dumps(entries)
     assert service_module.read_log(whole) == service_module.read_log(whole[:-1]) == ['a {"b"},', "c]"]
     assert service_module.read_log(whole[:-9]) == ['a {"b"},'] and service_module.read_log("") == [] == service_module.read_log("<html>")
+
+
+def pushed_from_elsewhere(server, folder, *ends):
+    """Versions without a record: the beginning of each, how it ended."""
+    for number, (begin, end) in enumerate(ends, 1):
+        build(folder, Job(session=number, begin=begin, settings={"epochs": 5}), "me")
+        push_once(folder)
+        server.finish(REF, *end)
+
+
+LAST = {"cancelled": ("CANCEL_ACKNOWLEDGED", {}, ""), "failed": DIED, "failed with files": ("ERROR", left_behind(4), ""),
+        "refused": ("ERROR", {}, "facegen: the mount came up empty; push again\n"), "only saved": ("NEW_SCRIPT", {}, "")}
+
+
+@pytest.mark.parametrize("end", LAST.values(), ids=LAST)
+def test_a_chain_whose_record_is_lost_never_begins_again(server, folder, end):
+    pushed_from_elsewhere(server, folder, (None, ("COMPLETE", left_behind(1))), ((1, 0), ("COMPLETE", left_behind(2))),
+                          ((2, 0), ("COMPLETE", left_behind(3))), ((3, 0), end))
+    server.execute = one_epoch_each(5)
+    assert [chain(folder) for _ in range(2)][-1] == "done"
+    assert [begin_of(version) for version in server.kernels[REF][4:]] == [(3, 0), (4, 0)]
+
+
+@pytest.mark.parametrize("end", LAST.values(), ids=LAST)
+def test_a_session_from_nothing_that_left_none_does_not_hide_the_run_before_it(server, folder, end):
+    pushed_from_elsewhere(server, folder, (None, ("COMPLETE", left_behind(3))), (None, end), (None, end))
+    server.execute = one_epoch_each(5)
+    assert [chain(folder) for _ in range(2)][-1] == "done"
+    assert [begin_of(version) for version in server.kernels[REF][3:]] == [(3, 0), (4, 0)]
+
+
+@pytest.mark.parametrize("end", ["COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED"])
+def test_a_push_from_nothing_after_a_session_that_went_on_is_refused(server, folder, end):
+    pushed_from_elsewhere(server, folder, (None, ("COMPLETE", left_behind(3))), ((3, 0), (end, {})))
+    build(folder, Job(), "me")
+    with pytest.raises(InputError, match="a session that goes on after epoch 3, step 0, .* got 'one that begins a run'"):
+        push_once(folder)
+    assert pushes(server) == 2
 
 
 def test_what_was_pushed_by_hand_is_taken_over(server, folder):

@@ -123,16 +123,18 @@ def status(folder):
 @kernel.command()
 @folder_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where to.  [default: FOLDER/output]")
-def pull(folder, out):
-    "Bring the newest version's output home."
+@click.option("--version", "asked", type=click.IntRange(min=1), help="Which version.  [default: the newest]")
+def pull(folder, out, asked):
+    "Bring a version's output home."
     from facegen_keras.kaggle.service import IN_WORDS, RUNNING, Kaggle, newest_version, session_status
     from facegen_keras.kaggle.service import pull as pull_output
     ref, account = read_folder(folder), Kaggle()
-    version = newest_version(account, ref)[0]
+    version = asked or newest_version(account, ref)[0]
     state = session_status(account, ref, version)[0] if version else ""
     if not version or state in RUNNING:
         raise input_error("facegen kernel pull", f"a version of {ref} whose session has ended",
-                          f"version {version}, which {IN_WORDS[state]}" if version else "none", "wait for it, or push it")
+                          f"version {version}, which {IN_WORDS[state]}" if version else "none",
+                          "wait for it, push it, or name an older one with --version")
     pull_output(account, ref, version, out or folder / "output", click.echo)
 
 
