@@ -21,7 +21,7 @@ from facegen_keras.kaggle import chain as chain_module
 from facegen_keras.kaggle import service as service_module
 from facegen_keras.kaggle import session as session_module
 from facegen_keras.kaggle.chain import SessionChain, run_chain
-from facegen_keras.kaggle.notebook import build, check_folder, find_job
+from facegen_keras.kaggle.notebook import build, check_folder, find_job, locked
 from facegen_keras.kaggle.push import push
 from facegen_keras.kaggle.service import Kaggle, KaggleTrouble, pull
 from facegen_keras.kaggle.session import Job
@@ -106,6 +106,18 @@ def test_a_folder_that_lacks_something_or_holds_something_else_is_refused(folder
         check_folder(folder)
     with pytest.raises(InputError, match="make it with facegen kernel build"):
         check_folder(tmp_path / "nowhere")
+
+
+OTHERS = [".ipynb_checkpoints/facegen-checkpoint.ipynb", ".DS_Store", "Thumbs.db", "desktop.ini", "__pycache__/x.pyc", "@eaDir/x",
+          "facegen.ipynb~", ".facegen.ipynb.swp", "$RECYCLE.BIN/x", "facegen.ipynb.0a1b.part"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_other_programs_leave_in_the_folder_stops_no_chain(server, folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("theirs")
+    server.execute = one_epoch_each(2)
+    assert chain(folder) == "done" and pushes(server) == 2 and (folder / name).read_text() == "theirs"
 
 
 def as_before_the_move(folder):
@@ -673,6 +685,128 @@ def test_a_bad_hour_of_kaggle_is_waited_for_and_no_longer(server, tmp_path, monk
     server.next("GetKernel", *[faults.server_error] * 100)
     with pytest.raises(KaggleTrouble, match="get_kernel with 500"):
         chain(tmp_path / "other", slug="other-kernel")
+
+
+LATE = {"GetKernelSessionStatus": faults.server_error, "ListKernelSessionOutput": faults.html, "GetKernel": faults.disconnect,
+        "File run/status.json": faults.server_error}
+
+
+@pytest.mark.parametrize("method", LATE)
+def test_patience_counts_from_the_last_answer(server, tmp_path, monkeypatch, method):
+    """The session takes longer than an outage may; then an answer is lost."""
+    monkeypatch.setattr(chain_module, "PATIENCE", 1.0)
+    monkeypatch.setattr(Kaggle, "WAITS", (0.0, 0.0, 0.0))
+    honest, lines = one_epoch_each(1), []
+
+    def late(version, mounts):
+        time.sleep(1.2)
+        server.next(method, *[LATE[method]] * 4)
+        time.sleep(0.2)
+        return honest(version, mounts)
+
+    server.execute = late
+    assert chain(tmp_path / "kernel", lines) == "done" and pushes(server) == 1
+    assert any(line.endswith("; looking again") for line in lines)
+    assert sum(line == "  epoch 1/1" for line in lines) == 1, "and nothing is told twice"
+
+
+@pytest.mark.parametrize("pushed", [1, 2, 3])
+def test_a_version_that_was_only_saved_is_not_followed_for_ever(server, tmp_path, pushed):
+    honest = one_epoch_each(4)
+    server.execute = lambda version, mounts: ("NEW_SCRIPT", {}, "") if version.number == pushed else honest(version, mounts)
+    lines = []
+    assert chain(tmp_path / "kernel", lines) == "done"
+    assert outcomes(tmp_path / "kernel")[pushed - 1] == "brought nothing" and len(server.kernels[REF]) == 5
+    assert f"session {pushed} brought nothing: it was saved on Kaggle, and not run" in lines
+
+
+@pytest.mark.parametrize("checks", [1, 2])  # GetKernel: before the push, then the check; a chain has asked once more
+@pytest.mark.parametrize("fault", ["unauthorized", "forbidden", "bad_request"])
+def test_an_accepted_push_whose_check_is_refused_is_pushed(server, tmp_path, fault, checks):
+    server.execute, lines = one_epoch_each(2, seconds=0.3), []
+    server.next("GetKernel", faults.honest, faults.honest, *[getattr(faults, fault)] * checks)
+    for _ in range(3):
+        try:
+            if chain(tmp_path / "kernel", lines) == "done":
+                break
+        except (InputError, KaggleTrouble):
+            pass
+    assert "not pushed" not in outcomes(tmp_path / "kernel") and len(server.kernels[REF]) == 2
+
+
+@pytest.mark.parametrize("fault", ["accepted_then_500", "accepted_then_empty", "accepted_then_disconnect"])
+def test_a_lost_answer_and_then_refused_credentials_leave_it_open_whether_it_was_pushed(server, tmp_path, fault):
+    server.execute = one_epoch_each(2, seconds=0.3)
+    server.next("SaveKernel", getattr(faults, fault))
+    server.next("GetKernel", faults.honest, faults.honest, faults.unauthorized, faults.unauthorized)
+    with pytest.raises(InputError, match="credentials that it accepts"):
+        chain(tmp_path / "kernel")
+    assert outcomes(tmp_path / "kernel") == [None]
+    assert chain(tmp_path / "kernel") == "done" and len(server.kernels[REF]) == 2
+
+
+GROWING = {"a refusal in the midst": "epoch 1/3\n[stderr] facegen: a picture is missing\nepoch 2/3\nepoch 3/3\n",
+           "other errors": "[stderr] a\nepoch 1/3\n[stderr] b\nepoch 2/3\n[stderr] facegen: c\n",
+           "empty lines": "\nepoch 1/3\n\n[stderr] facegen: one\n[stderr] facegen: two\nepoch 2/3\n"}
+
+
+@pytest.mark.parametrize("log", GROWING.values(), ids=GROWING)
+@pytest.mark.parametrize("cut", ["lines", "letters"])
+def test_a_log_that_grows_gains_lines_at_its_end(log, cut):
+    """Kaggle's entries may hold a line, or a few letters."""
+    entries = []
+    for line in log.splitlines(keepends=True):
+        stream, text = ("stderr", line[9:]) if line.startswith("[stderr] ") else ("stdout", line)
+        entries += [{"stream_name": stream, "data": part} for part in ([text] if cut == "lines" else text)]
+    seen = []
+    for count in range(len(entries) + 1):
+        said = service_module.read_log(json.dumps(entries[:count]), ended=False)
+        assert said[:len(seen)] == seen
+        seen = said
+    wanted = [line.removeprefix("[stderr] ") for line in log.splitlines() if not line.startswith("[stderr] ") or "facegen: " in line]
+    assert seen == wanted == service_module.read_log(json.dumps(entries))
+
+
+def test_a_followed_session_is_told_line_by_line(server, tmp_path):
+    """Errors among what is printed, and an answer without its log in between."""
+    log, lines = "epoch 1/1\n[stderr] facegen: a picture is missing\nsamples\nthe last line", []
+
+    def session(version, mounts):
+        for number in range(4):
+            version.log = "".join(log.splitlines(keepends=True)[:number])
+            time.sleep(0.15)
+            if number == 2:
+                server.next("ListKernelSessionOutput", faults.empty)
+        return "COMPLETE", left_behind(1, 0, "finished", ""), log
+
+    server.execute = session
+    assert chain(tmp_path / "kernel", lines) == "done"
+    assert [line[2:] for line in lines if line.startswith("  ")] == ["epoch 1/1", "facegen: a picture is missing", "samples", "the last line"]
+
+
+@pytest.mark.parametrize("command", [["build"], ["build", "--set", "epochs=3"], ["push"], ["pull"], ["run"]], ids=" ".join)
+def test_what_changes_the_folder_waits_for_the_chain_that_is_followed(server, folder, capfd, command):
+    push_once(folder)
+    server.finish(REF, "COMPLETE", outputs=left_behind(1))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with locked(folder):
+        status, _, err = facegen(capfd, "kernel", *command, "--folder", folder)
+        assert status == 2 and err.count("\n") == 1 and "a chain that no other process follows" in err
+        assert facegen(capfd, "kernel", "status", "--folder", folder)[0] == 0
+        assert facegen(capfd, "kernel", "pull", "--folder", folder, "--out", folder.parent / command[0])[0] == 0
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "chain.lock"}
+    assert after == before and pushes(server) == 1
+    assert facegen(capfd, "kernel", "pull", "--folder", folder)[0] == 0
+
+
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), OSError(37, "No locks available"), NotImplementedError()])
+def test_a_folder_on_which_files_cannot_be_locked_is_named(folder, capfd, monkeypatch, error):
+    def acquire(self, *arguments, **options):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with pytest.raises(InputError, match=f"{folder}: expected a folder on which files can be locked"), locked(folder):
+        pass
 
 
 READS = ["GetKernelSessionStatus", "ListKernelSessionOutput", "GetKernel", "GetAcceleratorQuotaStatistics", "ListKernels"]

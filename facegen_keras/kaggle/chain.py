@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FRUITLESS', 'KEPT', 'LAST_OUTCOMES', 'OTHER_CHAIN', 'PATIENCE', 'next_move', 'judge', 'judge_run', 'SessionChain',
-           'more_epochs', 'new_session', 'affordable_hours', 'push_session', 'follow', 'end_session', 'adopt',
-           'same_training', 'last_that_left_a_run', 'bring_home', 'continue_chain', 'run_chain']
+           'more_epochs', 'new_session', 'affordable_hours', 'push_session', 'patiently', 'printed_so_far', 'follow',
+           'end_session', 'adopt', 'same_training', 'last_that_left_a_run', 'bring_home', 'continue_chain', 'run_chain']
 
 # %% ../../nbs/kaggle/chain.ipynb #deae9405
 import json
@@ -13,12 +13,10 @@ import math
 import time
 from pathlib import Path
 
-import filelock
-
 from ..base.errors import InputError, input_error
 from ..base.files import write_file
 from ..config import RunConfig
-from .notebook import build, find_job, find_key, read_job
+from .notebook import build, find_job, find_key, locked, read_job
 from .push import arrived, push
 from facegen_keras.kaggle.service import (
     IN_WORDS, RUNNING, Kaggle, KaggleTrouble, gpu_hours, list_outputs, newest_version, pull, read_status,
@@ -61,9 +59,11 @@ def judge(
     status, failure = session_status(kaggle, ref, version)
     if status == "UNKNOWN":
         return "vanished", None, f"Kaggle does not show version {version} of {ref} any more"
-    files, said = list_outputs(kaggle, ref, version)
+    if status == "NEW_SCRIPT":
+        return "brought nothing", None, "it was saved on Kaggle, and not run"
     if status.startswith("CANCEL"):
         return "cancelled", None, "it was stopped on Kaggle's website"
+    files, said = list_outputs(kaggle, ref, version)
     if status == "COMPLETE":
         return judge_run(read_status(files["run/status.json"]) if "run/status.json" in files else {"state": ""},
                          version, begin)
@@ -203,31 +203,60 @@ def push_session(
 PATIENCE = 3600  # seconds with a service that does not answer, or does not tell
 
 
+def patiently(
+    ask,  # a function of nothing, which changes nothing on Kaggle
+    report,  # called with a line for each trouble
+    every: float,  # seconds between tries
+):  # what `ask` returns
+    "Asks again until Kaggle answers; raises its trouble after an hour of that."
+    since = time.monotonic()
+    while True:
+        try:
+            return ask()
+        except KaggleTrouble as error:
+            if error.is_final or time.monotonic() - since > PATIENCE:
+                raise
+            report(f"{error}; looking again")
+            time.sleep(every)
+
+
+def printed_so_far(
+    kaggle: Kaggle,
+    ref: str,  # owner/slug
+    version: int,
+    ended: bool,
+) -> list[str]:  # lines
+    "What a session has printed, as far as Kaggle tells."
+    try:
+        return list_outputs(kaggle, ref, version, ended)[1]
+    except KaggleTrouble as error:
+        if error.status in (403, 404):  # nothing there yet
+            return []
+        raise
+
+
 def follow(
     kaggle: Kaggle,
     ref: str,  # owner/slug
     version: int,
     report,  # called with each line
     every: float,  # seconds between looks
+    patience: float,  # seconds for a version that was saved to start
 ) -> None:
     "Waits until a session has ended; reports what it prints."
-    seen, state, known = 0, "", time.monotonic()
+    seen, state, since = 0, "", time.monotonic()
     while True:
-        status, _ = session_status(kaggle, ref, version)
+        status, _ = patiently(lambda: session_status(kaggle, ref, version), report, every)
         if status != state:
             report(f"version {version} {IN_WORDS.get(status, status)}")
-            state = status
-        known = time.monotonic() if status != "UNKNOWN" else known
-        if status not in ("QUEUED", "UNKNOWN"):
-            try:
-                said = list_outputs(kaggle, ref, version)[1]
-                for line in said[seen:]:
-                    report(f"  {line}")
-                seen = len(said)
-            except KaggleTrouble as error:
-                if error.status not in (403, 404):  # nothing there yet
-                    raise
-        if status not in RUNNING or time.monotonic() - known > PATIENCE:
+            state, since = status, time.monotonic()
+        if status not in ("QUEUED", "UNKNOWN", "NEW_SCRIPT"):
+            said = patiently(lambda: printed_so_far(kaggle, ref, version, status not in RUNNING), report, every)
+            for line in said[seen:]:
+                report(f"  {line}")
+            seen = max(seen, len(said))
+        limit = {"UNKNOWN": PATIENCE, "NEW_SCRIPT": patience}.get(status, math.inf)
+        if status not in RUNNING or time.monotonic() - since > limit:
             return
         time.sleep(every)
 
@@ -243,15 +272,16 @@ def end_session(
     "From a session without an outcome to one with it."
     ref = chain.record["kernel"]
     if session["version"] is None:  # this process, or the answer, was lost in the midst of a push
-        version = arrived(kaggle, ref, session["before"], session["key"], patience)
+        version = patiently(lambda: arrived(kaggle, ref, session["before"], session["key"], patience), report, every)
         if version is None:
             return chain.note(session, outcome="not pushed", words="no version with its key is on Kaggle")
         chain.note(session, version=version)
         report(f"session {session['number']} is version {version} of {ref}: going on with it")
-    follow(kaggle, ref, session["version"], report, every)
+    follow(kaggle, ref, session["version"], report, every, patience)
     if not chain.record["image"]:
-        chain.record["image"] = getattr(newest_version(kaggle, ref)[2], "docker_image", "") or ""
-    outcome, place, words = judge(kaggle, ref, session["version"], session["begin"])
+        newest = patiently(lambda: newest_version(kaggle, ref), report, every)[2]
+        chain.record["image"] = getattr(newest, "docker_image", "") or ""
+    outcome, place, words = patiently(lambda: judge(kaggle, ref, session["version"], session["begin"]), report, every)
     chain.note(session, outcome=outcome, place=place, words=words)
     report(f"session {session['number']} {outcome}: {words}")
 
@@ -331,13 +361,14 @@ def continue_chain(
     patience: float,  # seconds for a version whose answer was lost
 ) -> str:  # "done", or why it stopped
     "The chain from where it is to its end, through times in which Kaggle does not answer."
-    since, calm = len([each for each in chain.sessions if each["outcome"]]), time.monotonic()
+    since, heard = len([each for each in chain.sessions if each["outcome"]]), time.monotonic()
     while True:
         try:
             if not chain.sessions:
                 adopt(chain, kaggle, report)
             if chain.sessions and not chain.sessions[-1]["outcome"]:
                 end_session(chain, chain.sessions[-1], kaggle, report, every, patience)
+                heard = time.monotonic() if chain.sessions[-1]["outcome"] != "not pushed" else heard
             move, detail = next_move(chain.sessions, since)
             if move != "push":
                 bring_home(chain, folder, kaggle, report, must=move == "done")
@@ -345,9 +376,9 @@ def continue_chain(
                     report(f"finished: the faces are in {folder / 'output' / 'run' / 'samples'}")
                 return "done" if move == "done" else detail
             push_session(chain, detail, folder, kaggle, report, patience)
-            calm = time.monotonic()
+            heard = time.monotonic()
         except KaggleTrouble as error:
-            if error.is_final or time.monotonic() - calm > PATIENCE:
+            if error.is_final or time.monotonic() - heard > PATIENCE:
                 raise
             report(f"{error}; looking again")
             time.sleep(every)
@@ -366,13 +397,7 @@ def run_chain(
 ) -> str:  # "done", or why it stopped
     "Pushes, follows and resumes sessions until all epochs are trained, then brings the output home."
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / "chain.lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise input_error(str(folder), "a chain that no other process follows", "one that another process follows",
-                          "let that one go on") from None
-    try:
+    with locked(folder):
         chain, built = SessionChain(folder), (folder / "kernel-metadata.json").exists()
         before = chain.record["job"] if chain.record else plain(read_job(folder) if built else Job())
         settings = {**before["settings"], **changes.get("settings", {})}
@@ -382,5 +407,3 @@ def run_chain(
         else:
             chain.begin(f"{kaggle.owner}/{job.slug}", job)
         return continue_chain(chain, folder, kaggle, report, every, patience)
-    finally:
-        lock.release()

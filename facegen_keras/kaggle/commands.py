@@ -7,6 +7,7 @@ __all__ = ['kernel', 'folder_option', 'job_options', 'job_fields', 'read_folder'
            'run']
 
 # %% ../../nbs/kaggle/commands.ipynb #2b6f45d0
+import contextlib
 import json
 import shutil
 import tempfile
@@ -71,8 +72,11 @@ def read_folder(
 def build(folder, **given):
     "Write the notebook, with the package inside, and its metadata."
     from facegen_keras.kaggle.notebook import build as build_folder
+    from facegen_keras.kaggle.notebook import locked_if_begun
     from facegen_keras.kaggle.session import Job
-    build_folder(folder, Job(**job_fields(given)))
+    job = Job(**job_fields(given))
+    with locked_if_begun(folder):
+        build_folder(folder, job)
     click.echo(f"{folder / 'facegen.ipynb'}: try it with facegen kernel try, train it with facegen kernel run")
 
 
@@ -99,15 +103,16 @@ def try_(folder):
 @folder_option
 def push(folder):
     "Push the folder once: one session."
-    from facegen_keras.kaggle.notebook import NOBODY, check_folder, read_job
+    from facegen_keras.kaggle.notebook import NOBODY, check_folder, locked, read_job
     from facegen_keras.kaggle.push import push as push_folder
     from facegen_keras.kaggle.service import Kaggle
     about, job = check_folder(folder)[0], read_job(folder)
     account = Kaggle()
-    if about["id"].startswith(NOBODY + "/"):
-        named = json.dumps(about, indent=1).replace(NOBODY + "/", account.owner + "/")
-        (folder / "kernel-metadata.json").write_text(named + "\n")
-    version = push_folder(account, folder, job.hours, click.echo)
+    with locked(folder):
+        if about["id"].startswith(NOBODY + "/"):
+            named = json.dumps(about, indent=1).replace(NOBODY + "/", account.owner + "/")
+            (folder / "kernel-metadata.json").write_text(named + "\n")
+        version = push_folder(account, folder, job.hours, click.echo)
     click.echo(f"version {version} of {read_folder(folder)}: facegen kernel status tells how it is")
 
 
@@ -126,6 +131,7 @@ def status(folder):
 @click.option("--version", "asked", type=click.IntRange(min=1), help="Which version.  [default: the newest]")
 def pull(folder, out, asked):
     "Bring a version's output home."
+    from facegen_keras.kaggle.notebook import locked
     from facegen_keras.kaggle.service import IN_WORDS, RUNNING, Kaggle, newest_version, session_status
     from facegen_keras.kaggle.service import pull as pull_output
     ref, account = read_folder(folder), Kaggle()
@@ -135,7 +141,9 @@ def pull(folder, out, asked):
         raise input_error("facegen kernel pull", f"a version of {ref} whose session has ended",
                           f"version {version}, which {IN_WORDS[state]}" if version else "none",
                           "wait for it, push it, or name an older one with --version")
-    pull_output(account, ref, version, out or folder / "output", click.echo)
+    target = out or folder / "output"
+    with locked(folder) if target == folder / "output" else contextlib.nullcontext():  # a chain writes there too
+        pull_output(account, ref, version, target, click.echo)
 
 
 @kernel.command()

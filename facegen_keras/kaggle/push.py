@@ -11,7 +11,7 @@ import re
 import time
 from pathlib import Path
 
-from ..base.errors import input_error
+from ..base.errors import InputError, input_error
 from .notebook import check_folder, find_job
 from .service import (
     RUNNING, Kaggle, KaggleTrouble, gpu_hours, newest_version, running_sessions, session_status)
@@ -169,10 +169,15 @@ def push(
     answer = send_once(kaggle, save_fields(about, text, hours), report)
     lost = isinstance(answer, KaggleTrouble)
     version = 0 if lost else answer.version_number or 0
-    if not version:
-        version = arrived(kaggle, about["id"], before, key, patience)
+    try:
+        version = version or arrived(kaggle, about["id"], before, key, patience)
         if version is None:
             raise answer if lost else KaggleTrouble("Kaggle accepted the push and made no version of it")
-    for line in differences(kaggle, about, version, None if lost else answer, patience):
+        found = differences(kaggle, about, version, None if lost else answer, patience)
+    except InputError as error:  # credentials that are refused from now on: the push runs all the same
+        if not version:
+            raise KaggleTrouble(f"whether the push arrived is not known: {error}") from None
+        found = [f"what Kaggle made of the settings is not known: {error}"]
+    for line in found:
         report(f"take care: {line}")
     return version

@@ -244,6 +244,7 @@ def list_outputs(
     kaggle: Kaggle,
     ref: str,  # owner/slug
     version: int,
+    ended: bool = True,  # False: the last line may go on
 ) -> tuple[dict, list[str]]:  # name -> address, lines printed
     "All files of a version's output, and its log."
     files, token, log = {}, "", ""
@@ -253,24 +254,27 @@ def list_outputs(
         files.update({file.file_name: file.url for file in answer.files or []})
         token, log = answer.next_page_token, log or answer.log or ""
         if not token:
-            return files, read_log(log)
+            return files, read_log(log, ended)
 
 
 def read_log(
     log: str,  # a JSON list of entries, perhaps cut off
-) -> list[str]:  # lines
+    ended: bool = True,  # False: the last line may go on
+) -> list[str]:  # lines, in the order in which they were finished
     "What a session printed, and of its errors the sentences that are meant for a person."
-    said = {"stdout": "", "stderr": ""}
-    start = log.find("{")
+    lines, begun, start = [], {"stdout": "", "stderr": ""}, log.find("{")
     while start >= 0:  # entry by entry, since a log may have been cut off
         try:
             entry, end = json.JSONDecoder().raw_decode(log, start)
-            said["stderr" if entry.get("stream_name") == "stderr" else "stdout"] += entry.get("data") or ""
         except ValueError:
             break
+        stream = "stderr" if entry.get("stream_name") == "stderr" else "stdout"
+        *finished, begun[stream] = (begun[stream] + (entry.get("data") or "")).split("\n")
+        lines += [(stream, part) for line in finished for part in line.splitlines() or [""]]
         start = log.find("{", end)
-    sentences = [line for line in said["stderr"].splitlines() if line.startswith("facegen: ")]
-    return [*said["stdout"].splitlines(), *sentences]
+    if ended:
+        lines += [(stream, part) for stream, line in begun.items() for part in line.splitlines()]
+    return [line for stream, line in lines if stream == "stdout" or line.startswith("facegen: ")]
 
 # %% ../../nbs/kaggle/service.ipynb #7f131a8e
 def inside(
