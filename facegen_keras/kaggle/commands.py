@@ -19,9 +19,12 @@ from ..base.errors import input_error
 from ..config import parse_settings
 
 # %% ../../nbs/kaggle/commands.ipynb #02899ede
-@click.group()
-def kernel():
+@click.group(invoke_without_command=True)
+@click.pass_context
+def kernel(context):
     "Train on Kaggle's GPUs, in as many sessions as it takes."
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def folder_option(command):
@@ -58,11 +61,11 @@ def read_folder(
     folder: Path,  # of a kernel
 ) -> str:  # owner/slug
     "The kernel that a folder is about, with the account's name in it."
-    from facegen_keras.kaggle.notebook import NOBODY, check_folder
+    from facegen_keras.kaggle.notebook import NOBODY, check_folder, kernel_command
     ref = check_folder(folder)[0]["id"]
     if ref.startswith(NOBODY + "/"):
         raise input_error(str(folder), "a kernel that was pushed", "one that was only built",
-                          "push it first: facegen kernel push, or run")
+                          f"push it first: {kernel_command('push', folder)}, or run")
     return ref
 
 # %% ../../nbs/kaggle/commands.ipynb #09825aee
@@ -72,12 +75,13 @@ def read_folder(
 def build(folder, **given):
     "Write the notebook, with the package inside, and its metadata."
     from facegen_keras.kaggle.notebook import build as build_folder
-    from facegen_keras.kaggle.notebook import locked_if_begun
+    from facegen_keras.kaggle.notebook import kernel_command, locked_if_begun
     from facegen_keras.kaggle.session import Job
     job = Job(**job_fields(given))
     with locked_if_begun(folder):
         build_folder(folder, job)
-    click.echo(f"{folder / 'facegen.ipynb'}: try it with facegen kernel try, train it with facegen kernel run")
+    click.echo(f"{folder / 'facegen.ipynb'}: try it with {kernel_command('try', folder)}, "
+               f"train it with {kernel_command('run', folder)}")
 
 
 @kernel.command(name="try")
@@ -103,7 +107,7 @@ def try_(folder):
 @folder_option
 def push(folder):
     "Push the folder once: one session."
-    from facegen_keras.kaggle.notebook import NOBODY, check_folder, locked, read_job
+    from facegen_keras.kaggle.notebook import NOBODY, check_folder, kernel_command, locked, read_job
     from facegen_keras.kaggle.push import push as push_folder
     from facegen_keras.kaggle.service import Kaggle
     about, job = check_folder(folder)[0], read_job(folder)
@@ -113,7 +117,7 @@ def push(folder):
             named = json.dumps(about, indent=1).replace(NOBODY + "/", account.owner + "/")
             (folder / "kernel-metadata.json").write_text(named + "\n")
         version = push_folder(account, folder, job.hours, click.echo)
-    click.echo(f"version {version} of {read_folder(folder)}: facegen kernel status tells how it is")
+    click.echo(f"version {version} of {read_folder(folder)}: {kernel_command('status', folder)} tells how it is")
 
 
 @kernel.command()

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from ..base.errors import InputError, input_error
-from .notebook import check_folder, find_job
+from .notebook import check_folder, find_job, kernel_command
 from .service import (
     RUNNING, Kaggle, KaggleTrouble, gpu_hours, newest_version, running_sessions, session_status)
 from .session import SPARE_HOURS, place_in_words
@@ -51,12 +51,13 @@ def refuse_to_begin_again(
     ref: str,  # owner/slug
     there: str,  # the newest version's notebook, as JSON; "": none
     text: str,  # of the notebook that is to be pushed
+    folder: Path,  # where it lies
 ) -> None:
     "Raises where a session would begin from nothing after one that went on with a run."
     theirs, ours = find_job(there), find_job(text)
     if theirs and ours and theirs.begin and not ours.begin:
         raise input_error(ref, f"a session that goes on after {place_in_words(theirs.begin)}, as the one before did",
-                          "one that begins a run", "go on with facegen kernel run, or build it with another --slug")
+                          "one that begins a run", f"go on with {kernel_command('run', folder)}, or build it with another --slug")
 
 
 def refuse_to_push(
@@ -64,12 +65,13 @@ def refuse_to_push(
     ref: str,  # owner/slug
     before: int,  # the newest version; 0: none
     hours: float,  # of the job
+    folder: Path,  # from `build`
     report,  # called with the price
 ) -> None:
     "Raises unless a session can start now; says what it will cost."
     if before and session_status(kaggle, ref, before)[0] in RUNNING - {"NEW_SCRIPT", "UNKNOWN"}:
         raise input_error(ref, "no session that is running", f"version {before} running",
-                          "wait for it: facegen kernel run follows it")
+                          f"wait for it: {kernel_command('run', folder)} follows it")
     running = running_sessions(kaggle)
     if len(running) >= 2:
         raise input_error("Kaggle", "fewer than two GPU sessions running", ", ".join(running), "wait until one ends")
@@ -163,8 +165,8 @@ def push(
         raise input_error(str(folder), f"a kernel of {kaggle.owner}, whose credentials are used", about["id"],
                           "build it anew in another --folder")
     before, there, _ = newest_version(kaggle, about["id"])
-    refuse_to_begin_again(about["id"], there, text)
-    refuse_to_push(kaggle, about["id"], before, hours, report)
+    refuse_to_begin_again(about["id"], there, text, folder)
+    refuse_to_push(kaggle, about["id"], before, hours, folder, report)
     noted(before)
     answer = send_once(kaggle, save_fields(about, text, hours), report)
     lost = isinstance(answer, KaggleTrouble)
