@@ -1,12 +1,16 @@
 """The Kaggle kernel against a server that speaks Kaggle's language to Kaggle's own client: what a person sees, and what is kept."""
 
 import hashlib
+import io
 import json
 import os
 import random
+import shlex
+import signal
 import subprocess
 import sys
 import time
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from kernel_sessions import with_sessions as sessions_but
 from facegen_keras.base.errors import InputError
 from facegen_keras.cli import main
 from facegen_keras.kaggle import chain as chain_module
+from facegen_keras.kaggle import notebook as notebook_module
 from facegen_keras.kaggle import service as service_module
 from facegen_keras.kaggle import session as session_module
 from facegen_keras.kaggle.chain import SessionChain, run_chain
@@ -118,6 +123,88 @@ def test_what_other_programs_leave_in_the_folder_stops_no_chain(server, folder, 
     (folder / name).write_text("theirs")
     server.execute = one_epoch_each(2)
     assert chain(folder) == "done" and pushes(server) == 2 and (folder / name).read_text() == "theirs"
+
+
+@pytest.mark.parametrize("start", ["runs/small", "/home/me/runs/small", ".", "a_folder", "../shipped/pretended"])
+def test_a_start_that_stays_on_the_laptop_is_refused_when_built(tmp_path, capfd, monkeypatch, start):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_folder").mkdir()
+    (tmp_path / "a_folder/config.json").write_text("{}")
+    for command in ("build", "run"):
+        status, _, err = facegen(capfd, "kernel", command, "--set", f"start={start}")
+        assert status == 2 and err.count("\n") == 1 and "a generator that comes with the package" in err and start in err
+    assert not (tmp_path / "kernel").exists()
+
+
+@pytest.mark.parametrize("name", ["celeba-pretended", "drawn_pretended", "x"])
+def test_a_start_that_is_shipped_travels_with_the_notebook(tmp_path, monkeypatch, name):
+    package = tmp_path / "facegen_keras"
+    (package / "shipped" / name).mkdir(parents=True)
+    (package / "shipped" / name / "config.json").write_text("{}")
+    (package / "shipped" / name / "generator.keras").write_bytes(b"weights")
+    monkeypatch.setattr("facegen_keras.__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(notebook_module, "PACKAGE", package)
+    Job(settings={"start": name})
+    assert set(zipfile.ZipFile(io.BytesIO(notebook_module.make_wheel(name)[1])).namelist()) >= {
+        f"facegen_keras/shipped/{name}/{file}" for file in ("config.json", "generator.keras")}
+    assert notebook_module.make_first_cell(Job(settings={"start": name}))[0] != notebook_module.make_first_cell(Job())[0]
+
+
+def test_the_commands_of_the_kernel_are_listed(capfd):
+    status, out, err = facegen(capfd, "kernel")
+    assert (status, err) == (0, "") and all(f"  {name} " in out for name in ("build", "try", "push", "status", "pull", "run"))
+
+
+@pytest.mark.parametrize("name", ["kernel", "other", "my kernels/one", "/tmp/facegen-nowhere"])
+def test_hints_name_the_folder_in_use(tmp_path, capfd, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    option = "" if name == "kernel" else f" --folder {shlex.quote(name)}"
+    for command in ("push", "status", "pull", "try"):
+        assert facegen(capfd, "kernel", command, "--folder", name)[2].endswith(f"make it with facegen kernel build{option}\n")
+    if not name.startswith("/"):
+        out = facegen(capfd, "kernel", "build", "--folder", name)[1]
+        assert f"try it with facegen kernel try{option}, train it with facegen kernel run{option}\n" in out
+        assert facegen(capfd, "kernel", "status", "--folder", name)[2].endswith(f"push it first: facegen kernel push{option}, or run\n")
+        (tmp_path / name / "kernel-metadata.json").write_text('{"code_file": "facegen.ipynb"}')
+        assert facegen(capfd, "kernel", "push", "--folder", name)[2].endswith(f"make it anew with facegen kernel build{option}\n")
+
+
+def test_hints_after_a_push_name_the_folder_in_use(server, folder, capfd):
+    assert f": facegen kernel status --folder {folder} tells how" in facegen(capfd, "kernel", "push", "--folder", folder)[1]
+    assert f"wait for it: facegen kernel run --folder {folder} follows it\n" in facegen(capfd, "kernel", "push", "--folder", folder)[2]
+    (folder / "chain.json").write_text("{")
+    assert f"move it away: facegen kernel run --folder {folder} then" in facegen(capfd, "kernel", "run", "--folder", folder)[2]
+
+
+WAITING = "import os, time; open('process', 'w').write(str(os.getpid())); "
+ENDS = {"interrupted": ("time.sleep(600)", signal.SIGINT, 130, "facegen: interrupted\n"),
+        "killed": ("time.sleep(600)", signal.SIGKILL, 2, "Jupyter's process to run until the notebook ends, got 'one that was killed'"),
+        "killed by itself": ("os.kill(os.getpid(), 9)", None, 2, "one that was killed"),
+        "busy and interrupted": ("[None for _ in iter(int, 1)]", signal.SIGINT, 130, "facegen: interrupted\n")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code, kill, status, said", ENDS.values(), ids=ENDS)
+def test_a_trial_that_is_interrupted_or_killed_ends_in_one_line_and_leaves_nothing_running(folder, tmp_path, code, kill, status, said):
+    """In a notebook of one cell, which needs no TensorFlow."""
+    pytest.importorskip("nbclient")
+    notebook = json.loads((folder / "facegen.ipynb").read_text())
+    notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"][:1]
+    notebook["cells"][0]["source"] = WAITING.replace("'process'", repr(str(tmp_path / "process"))) + code
+    (folder / "facegen.ipynb").write_text(json.dumps(notebook))
+    trial = subprocess.Popen([sys.executable, "-m", "facegen_keras", "kernel", "try", "--folder", folder], text=True,
+                             env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not ((tmp_path / "process").exists() and (tmp_path / "process").read_text()):
+        assert trial.poll() is None
+        time.sleep(0.05)
+    process = int((tmp_path / "process").read_text())
+    if kill:
+        os.kill(trial.pid if kill == signal.SIGINT else process, kill)
+    _, err = trial.communicate(timeout=300)
+    assert trial.returncode == status and err.count("\n") == 1 and said in err, err
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+    assert not list(tmp_path.glob("tmp*")), "and no file either"
 
 
 def as_before_the_move(folder):
