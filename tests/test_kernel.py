@@ -778,15 +778,16 @@ LATE = {"GetKernelSessionStatus": faults.server_error, "ListKernelSessionOutput"
         "File run/status.json": faults.server_error}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", LATE)
 def test_patience_counts_from_the_last_answer(server, tmp_path, monkeypatch, method):
     """The session takes longer than an outage may; then an answer is lost."""
-    monkeypatch.setattr(chain_module, "PATIENCE", 1.0)
+    monkeypatch.setattr(chain_module, "PATIENCE", 3.0)
     monkeypatch.setattr(Kaggle, "WAITS", (0.0, 0.0, 0.0))
     honest, lines = one_epoch_each(1), []
 
     def late(version, mounts):
-        time.sleep(1.2)
+        time.sleep(3.3)
         server.next(method, *[LATE[method]] * 4)
         time.sleep(0.2)
         return honest(version, mounts)

@@ -262,7 +262,7 @@ def last_that_left_a_run(
             return [session | {"before": version - 1, "version": version, "outcome": outcome, "place": place, "words": words}]
     return []
 
-
+# %% ../../nbs/kaggle/chain.ipynb #d8e1a3b5
 def bring_home(
     chain: SessionChain,
     folder: Path,  # of the kernel
