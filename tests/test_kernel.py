@@ -188,6 +188,7 @@ ENDS = {"interrupted": ("time.sleep(600)", signal.SIGINT, 130, "facegen: interru
 def test_a_trial_that_is_interrupted_or_killed_ends_in_one_line_and_leaves_nothing_running(folder, tmp_path, code, kill, status, said):
     """In a notebook of one cell, which needs no TensorFlow."""
     pytest.importorskip("nbclient")
+    (tmp_path / "home").mkdir()  # where IPython writes
     notebook = json.loads((folder / "facegen.ipynb").read_text())
     notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"][:1]
     notebook["cells"][0]["source"] = WAITING.replace("'process'", repr(str(tmp_path / "process"))) + code
