@@ -29,8 +29,9 @@ test-kaggle:
 
 readme: README.md  ## README.md from nbs/index.ipynb; cells with nbdev directives stay out
 README.md: nbs/index.ipynb
-	$(BIN)/jupyter nbconvert --to markdown --RegexRemovePreprocessor.patterns='#\|' --stdout $< \
-	  | sed -E 's#\]\(([^):]*\.(ipynb|png))\)#](nbs/\1)#g' > $@
+	@$(BIN)/jupyter nbconvert --to markdown --RegexRemovePreprocessor.patterns='#\|' --stdout $< > $@.part || { rm -f $@.part; \
+	  echo "README.md: left as it was, since $(BIN) lacks Jupyter's nbconvert; run make .venv/dev, then this again" >&2; exit 2; }
+	@sed -E 's#\]\(([^):]*\.(ipynb|png))\)#](nbs/\1)#g' $@.part > $@ && rm $@.part
 
 hooks: .venv/dev  ## git hooks that merge notebooks cell by cell
 	$(BIN)/nbdev_install_hooks
@@ -38,12 +39,13 @@ hooks: .venv/dev  ## git hooks that merge notebooks cell by cell
 clean:
 	rm -rf .venv .venv-kaggle build *.egg-info
 
-.venv/bin/python:
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
-	  { echo "Python: expected 3.11 to 3.13, got $$($(PYTHON) --version); run make PYTHON=/path/to/python3"; exit 2; }
+.venv/made:  # not .venv/bin/python, which a venv that failed leaves behind
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))" || \
+	  { echo "Python: expected 3.11 to 3.13, got $$($(PYTHON) --version); run make PYTHON=/path/to/python3" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
+	@touch $@
 
-.venv/runtime: .venv/bin/python settings.ini setup.py
+.venv/runtime: .venv/made settings.ini setup.py
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 

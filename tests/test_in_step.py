@@ -51,6 +51,54 @@ def test_readme_is_made_from_the_index(checkout):
     assert (checkout / "README.md").read_text() == before
 
 
+def make(checkout, *arguments):
+    return subprocess.run(["make", *arguments], cwd=checkout, capture_output=True, text=True)
+
+
+def script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("jupyter", ["echo 'jupyter-nbconvert not found' >&2; exit 1", "echo half; exit 1", None])
+def test_a_readme_that_cannot_be_made_stays_as_it_is(checkout, jupyter):
+    before = contents(checkout)
+    (checkout / "bin").mkdir()
+    if jupyter:
+        script(checkout / "bin/jupyter", jupyter)
+    os.utime(checkout / "nbs/index.ipynb")
+    done = make(checkout, "readme", "BIN=bin")
+    assert done.returncode and "README.md: left as it was, since bin lacks Jupyter's nbconvert" in done.stderr
+    assert {name: content for name, content in contents(checkout).items() if name != "bin/jupyter"} == before
+
+
+@pytest.mark.parametrize("version, good", {"2.7": False, "3.10": False, "3.11": True, "3.13": True, "3.14": False, "3.15": False}.items())
+def test_a_python_that_will_not_do_is_named(checkout, version, good):
+    """Of Python only what it says of its version is pretended."""
+    pretend = f"import sys, collections; sys.version_info = ({version.replace('.', ', ')}, 0)\n"
+    python = script(checkout / "python", f"""case "$1" in
+        --version) echo Python {version}.0;;
+        -c) exec {sys.executable} -c "{pretend}$2";;
+        *) exit 7;; esac""")
+    done = make(checkout, "demo", f"PYTHON={python}")
+    assert done.returncode and ("expected 3.11 to 3.13" in done.stderr) == (not good)
+    assert good or f"got Python {version}.0; run make PYTHON=" in done.stderr
+
+
+@pytest.mark.parametrize("left", ["bin/python", "bin/python bin/pip", "pyvenv.cfg"])
+def test_a_virtual_environment_that_failed_is_made_again(checkout, left):
+    made = "; ".join(f"mkdir -p $(dirname .venv/{name}); touch .venv/{name}" for name in left.split())
+    python = script(checkout / "python", f"""[ "$1" = -c ] && exit 0; {made}; [ -e good ] || exit 1
+        mkdir -p .venv/bin; for name in pip facegen; do printf '#!/bin/sh\\n' > .venv/bin/$name; chmod +x .venv/bin/$name; done""")
+    for _ in range(2):
+        assert make(checkout, "demo", f"PYTHON={python}").returncode
+    (checkout / "good").touch()
+    done = make(checkout, "demo", f"PYTHON={python}")
+    assert done.returncode == 0, done.stderr
+    assert "venv .venv" not in make(checkout, "demo", f"PYTHON={python}").stdout, "once made, it stays"
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "nbs").as_posix())
 def test_a_page_is_small_and_was_run(path):
     notebook = json.loads(path.read_text())

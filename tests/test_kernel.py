@@ -1,12 +1,16 @@
 """The Kaggle kernel against a server that speaks Kaggle's language to Kaggle's own client: what a person sees, and what is kept."""
 
 import hashlib
+import io
 import json
 import os
 import random
+import shlex
+import signal
 import subprocess
 import sys
 import time
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,10 +22,11 @@ from kernel_sessions import with_sessions as sessions_but
 from facegen_keras.base.errors import InputError
 from facegen_keras.cli import main
 from facegen_keras.kaggle import chain as chain_module
+from facegen_keras.kaggle import notebook as notebook_module
 from facegen_keras.kaggle import service as service_module
 from facegen_keras.kaggle import session as session_module
 from facegen_keras.kaggle.chain import SessionChain, run_chain
-from facegen_keras.kaggle.notebook import build, check_folder, find_job
+from facegen_keras.kaggle.notebook import build, check_folder, find_job, locked
 from facegen_keras.kaggle.push import push
 from facegen_keras.kaggle.service import Kaggle, KaggleTrouble, pull
 from facegen_keras.kaggle.session import Job
@@ -106,6 +111,101 @@ def test_a_folder_that_lacks_something_or_holds_something_else_is_refused(folder
         check_folder(folder)
     with pytest.raises(InputError, match="make it with facegen kernel build"):
         check_folder(tmp_path / "nowhere")
+
+
+OTHERS = [".ipynb_checkpoints/facegen-checkpoint.ipynb", ".DS_Store", "Thumbs.db", "desktop.ini", "__pycache__/x.pyc", "@eaDir/x",
+          "facegen.ipynb~", ".facegen.ipynb.swp", "$RECYCLE.BIN/x", "facegen.ipynb.0a1b.part"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_other_programs_leave_in_the_folder_stops_no_chain(server, folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("theirs")
+    server.execute = one_epoch_each(2)
+    assert chain(folder) == "done" and pushes(server) == 2 and (folder / name).read_text() == "theirs"
+
+
+@pytest.mark.parametrize("start", ["runs/small", "/home/me/runs/small", ".", "a_folder", "../shipped/pretended"])
+def test_a_start_that_stays_on_the_laptop_is_refused_when_built(tmp_path, capfd, monkeypatch, start):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_folder").mkdir()
+    (tmp_path / "a_folder/config.json").write_text("{}")
+    for command in ("build", "run"):
+        status, _, err = facegen(capfd, "kernel", command, "--set", f"start={start}")
+        assert status == 2 and err.count("\n") == 1 and "a generator that comes with the package" in err and start in err
+    assert not (tmp_path / "kernel").exists()
+
+
+@pytest.mark.parametrize("name", ["celeba-pretended", "drawn_pretended", "x"])
+def test_a_start_that_is_shipped_travels_with_the_notebook(tmp_path, monkeypatch, name):
+    package = tmp_path / "facegen_keras"
+    (package / "shipped" / name).mkdir(parents=True)
+    (package / "shipped" / name / "config.json").write_text("{}")
+    (package / "shipped" / name / "generator.keras").write_bytes(b"weights")
+    monkeypatch.setattr("facegen_keras.__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(notebook_module, "PACKAGE", package)
+    Job(settings={"start": name})
+    assert set(zipfile.ZipFile(io.BytesIO(notebook_module.make_wheel(name)[1])).namelist()) >= {
+        f"facegen_keras/shipped/{name}/{file}" for file in ("config.json", "generator.keras")}
+    assert notebook_module.make_first_cell(Job(settings={"start": name}))[0] != notebook_module.make_first_cell(Job())[0]
+
+
+def test_the_commands_of_the_kernel_are_listed(capfd):
+    status, out, err = facegen(capfd, "kernel")
+    assert (status, err) == (0, "") and all(f"  {name} " in out for name in ("build", "try", "push", "status", "pull", "run"))
+
+
+@pytest.mark.parametrize("name", ["kernel", "other", "my kernels/one", "/tmp/facegen-nowhere"])
+def test_hints_name_the_folder_in_use(tmp_path, capfd, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    option = "" if name == "kernel" else f" --folder {shlex.quote(name)}"
+    for command in ("push", "status", "pull", "try"):
+        assert facegen(capfd, "kernel", command, "--folder", name)[2].endswith(f"make it with facegen kernel build{option}\n")
+    if not name.startswith("/"):
+        out = facegen(capfd, "kernel", "build", "--folder", name)[1]
+        assert f"try it with facegen kernel try{option}, train it with facegen kernel run{option}\n" in out
+        assert facegen(capfd, "kernel", "status", "--folder", name)[2].endswith(f"push it first: facegen kernel push{option}, or run\n")
+        (tmp_path / name / "kernel-metadata.json").write_text('{"code_file": "facegen.ipynb"}')
+        assert facegen(capfd, "kernel", "push", "--folder", name)[2].endswith(f"make it anew with facegen kernel build{option}\n")
+
+
+def test_hints_after_a_push_name_the_folder_in_use(server, folder, capfd):
+    assert f": facegen kernel status --folder {folder} tells how" in facegen(capfd, "kernel", "push", "--folder", folder)[1]
+    assert f"wait for it: facegen kernel run --folder {folder} follows it\n" in facegen(capfd, "kernel", "push", "--folder", folder)[2]
+    (folder / "chain.json").write_text("{")
+    assert f"move it away: facegen kernel run --folder {folder} then" in facegen(capfd, "kernel", "run", "--folder", folder)[2]
+
+
+WAITING = "import os, time; open('process', 'w').write(str(os.getpid())); "
+ENDS = {"interrupted": ("time.sleep(600)", signal.SIGINT, 130, "facegen: interrupted\n"),
+        "killed": ("time.sleep(600)", signal.SIGKILL, 2, "Jupyter's process to run until the notebook ends, got 'one that was killed'"),
+        "killed by itself": ("os.kill(os.getpid(), 9)", None, 2, "one that was killed"),
+        "busy and interrupted": ("[None for _ in iter(int, 1)]", signal.SIGINT, 130, "facegen: interrupted\n")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code, kill, status, said", ENDS.values(), ids=ENDS)
+def test_a_trial_that_is_interrupted_or_killed_ends_in_one_line_and_leaves_nothing_running(folder, tmp_path, code, kill, status, said):
+    """In a notebook of one cell, which needs no TensorFlow."""
+    pytest.importorskip("nbclient")
+    (tmp_path / "home").mkdir()  # where IPython writes
+    notebook = json.loads((folder / "facegen.ipynb").read_text())
+    notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"][:1]
+    notebook["cells"][0]["source"] = WAITING.replace("'process'", repr(str(tmp_path / "process"))) + code
+    (folder / "facegen.ipynb").write_text(json.dumps(notebook))
+    trial = subprocess.Popen([sys.executable, "-m", "facegen_keras", "kernel", "try", "--folder", folder], text=True,
+                             env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not ((tmp_path / "process").exists() and (tmp_path / "process").read_text()):
+        assert trial.poll() is None
+        time.sleep(0.05)
+    process = int((tmp_path / "process").read_text())
+    if kill:
+        os.kill(trial.pid if kill == signal.SIGINT else process, kill)
+    _, err = trial.communicate(timeout=300)
+    assert trial.returncode == status and err.count("\n") == 1 and said in err, err
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+    assert not list(tmp_path.glob("tmp*")), "and no file either"
 
 
 def as_before_the_move(folder):
@@ -337,6 +437,46 @@ def test_checkpoints_of_an_earlier_chain_do_not_stay_beside_newer_ones(server, e
     assert [path.name for path in old.parent.iterdir()] == ["epoch_0003_step_000000.npz"]
 
 
+FAILED = {"nothing": {}, "a notebook": {"__notebook__.ipynb": b"{}"}, "a log": {"run/log.jsonl": b"[]", "run/status.json": b"{}"},
+          "an older run": left_behind(2)}
+
+
+@pytest.mark.parametrize("left", FAILED.values(), ids=FAILED)
+@pytest.mark.parametrize("status", ["ERROR", "CANCEL_ACKNOWLEDGED"])
+def test_a_failed_session_takes_no_run_from_home_and_an_older_version_can_be_named(server, folder, ended, capfd, left, status):
+    ended()
+    pull = ("kernel", "pull", "--folder", folder)
+    assert facegen(capfd, *pull)[0] == 0
+    before = {path: path.read_bytes() for path in folder.glob("output/run/**/*") if path.is_file()}
+    push_once(folder)
+    server.finish(REF, status, outputs=left)
+    status, out, _ = facegen(capfd, *pull)
+    assert status == 0 and "version 2 left no run as far as the one in" in out and "--version" in out
+    assert {path: path.read_bytes() for path in folder.glob("output/run/**/*") if path.is_file()} == before and len(before) == 3
+    assert (folder / "output/__notebook__.ipynb").exists() == ("__notebook__.ipynb" in left), "what is no run comes"
+    next(iter(before)).unlink()
+    assert facegen(capfd, *pull, "--version", 1)[0] == 0 and all(path.read_bytes() == content for path, content in before.items())
+    status, _, err = facegen(capfd, *pull, "--version", 3)
+    assert status == 2 and err.count("\n") == 1 and "got 'version 3, which is in a state that Kaggle does not tell'" in err
+
+
+@pytest.mark.parametrize("fault, name", [("forbidden", "run/status.json"), ("disconnect", "run/status.json"),
+                                         ("truncated", "run/checkpoints/epoch_0004_step_000000.npz"), ("forbidden", session_module.SUMS)])
+def test_a_pull_that_breaks_off_leaves_the_run_at_home_as_it_is(server, folder, ended, fault, name):
+    home = folder / "home"
+    ended()
+    fetch_all(home)
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file() and path.name != session_module.SUMS}
+    server.finish(REF, "COMPLETE", outputs=left_behind(4))
+    server.next(f"File {name}", *[getattr(faults, fault)] * (1 if fault == "forbidden" else 3))
+    with pytest.raises(KaggleTrouble):
+        fetch_all(home)
+    assert {path: path.read_bytes() for path in before} == before
+    fetch_all(home)
+    assert [path.name for path in home.glob("run/checkpoints/*")] == ["epoch_0004_step_000000.npz"]
+    assert not (home / ".arriving").exists()
+
+
 def test_kaggle_is_not_asked_again_before_it_wants_to_be(server, monkeypatch):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
@@ -494,6 +634,44 @@ def test_a_log_that_is_odd_or_cut_off_is_read_as_far_as_it_goes():
     assert service_module.read_log(whole[:-9]) == ['a {"b"},'] and service_module.read_log("") == [] == service_module.read_log("<html>")
 
 
+def pushed_from_elsewhere(server, folder, *ends):
+    """Versions without a record: the beginning of each, how it ended."""
+    for number, (begin, end) in enumerate(ends, 1):
+        build(folder, Job(session=number, begin=begin, settings={"epochs": 5}), "me")
+        push_once(folder)
+        server.finish(REF, *end)
+
+
+LAST = {"cancelled": ("CANCEL_ACKNOWLEDGED", {}, ""), "failed": DIED, "failed with files": ("ERROR", left_behind(4), ""),
+        "refused": ("ERROR", {}, "facegen: the mount came up empty; push again\n"), "only saved": ("NEW_SCRIPT", {}, "")}
+
+
+@pytest.mark.parametrize("end", LAST.values(), ids=LAST)
+def test_a_chain_whose_record_is_lost_never_begins_again(server, folder, end):
+    pushed_from_elsewhere(server, folder, (None, ("COMPLETE", left_behind(1))), ((1, 0), ("COMPLETE", left_behind(2))),
+                          ((2, 0), ("COMPLETE", left_behind(3))), ((3, 0), end))
+    server.execute = one_epoch_each(5)
+    assert [chain(folder) for _ in range(2)][-1] == "done"
+    assert [begin_of(version) for version in server.kernels[REF][4:]] == [(3, 0), (4, 0)]
+
+
+@pytest.mark.parametrize("end", LAST.values(), ids=LAST)
+def test_a_session_from_nothing_that_left_none_does_not_hide_the_run_before_it(server, folder, end):
+    pushed_from_elsewhere(server, folder, (None, ("COMPLETE", left_behind(3))), (None, end), (None, end))
+    server.execute = one_epoch_each(5)
+    assert [chain(folder) for _ in range(2)][-1] == "done"
+    assert [begin_of(version) for version in server.kernels[REF][3:]] == [(3, 0), (4, 0)]
+
+
+@pytest.mark.parametrize("end", ["COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED"])
+def test_a_push_from_nothing_after_a_session_that_went_on_is_refused(server, folder, end):
+    pushed_from_elsewhere(server, folder, (None, ("COMPLETE", left_behind(3))), ((3, 0), (end, {})))
+    build(folder, Job(), "me")
+    with pytest.raises(InputError, match="a session that goes on after epoch 3, step 0, .* got 'one that begins a run'"):
+        push_once(folder)
+    assert pushes(server) == 2
+
+
 def test_what_was_pushed_by_hand_is_taken_over(server, folder):
     server.execute = one_epoch_each(3)
     push_once(folder)
@@ -595,6 +773,129 @@ def test_a_bad_hour_of_kaggle_is_waited_for_and_no_longer(server, tmp_path, monk
     server.next("GetKernel", *[faults.server_error] * 100)
     with pytest.raises(KaggleTrouble, match="get_kernel with 500"):
         chain(tmp_path / "other", slug="other-kernel")
+
+
+LATE = {"GetKernelSessionStatus": faults.server_error, "ListKernelSessionOutput": faults.html, "GetKernel": faults.disconnect,
+        "File run/status.json": faults.server_error}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", LATE)
+def test_patience_counts_from_the_last_answer(server, tmp_path, monkeypatch, method):
+    """The session takes longer than an outage may; then an answer is lost."""
+    monkeypatch.setattr(chain_module, "PATIENCE", 3.0)
+    monkeypatch.setattr(Kaggle, "WAITS", (0.0, 0.0, 0.0))
+    honest, lines = one_epoch_each(1), []
+
+    def late(version, mounts):
+        time.sleep(3.3)
+        server.next(method, *[LATE[method]] * 4)
+        time.sleep(0.2)
+        return honest(version, mounts)
+
+    server.execute = late
+    assert chain(tmp_path / "kernel", lines) == "done" and pushes(server) == 1
+    assert any(line.endswith("; looking again") for line in lines)
+    assert sum(line == "  epoch 1/1" for line in lines) == 1, "and nothing is told twice"
+
+
+@pytest.mark.parametrize("pushed", [1, 2, 3])
+def test_a_version_that_was_only_saved_is_not_followed_for_ever(server, tmp_path, pushed):
+    honest = one_epoch_each(4)
+    server.execute = lambda version, mounts: ("NEW_SCRIPT", {}, "") if version.number == pushed else honest(version, mounts)
+    lines = []
+    assert chain(tmp_path / "kernel", lines) == "done"
+    assert outcomes(tmp_path / "kernel")[pushed - 1] == "brought nothing" and len(server.kernels[REF]) == 5
+    assert f"session {pushed} brought nothing: it was saved on Kaggle, and not run" in lines
+
+
+@pytest.mark.parametrize("checks", [1, 2])  # GetKernel: before the push, then the check; a chain has asked once more
+@pytest.mark.parametrize("fault", ["unauthorized", "forbidden", "bad_request"])
+def test_an_accepted_push_whose_check_is_refused_is_pushed(server, tmp_path, fault, checks):
+    server.execute, lines = one_epoch_each(2, seconds=0.3), []
+    server.next("GetKernel", faults.honest, faults.honest, *[getattr(faults, fault)] * checks)
+    for _ in range(3):
+        try:
+            if chain(tmp_path / "kernel", lines) == "done":
+                break
+        except (InputError, KaggleTrouble):
+            pass
+    assert "not pushed" not in outcomes(tmp_path / "kernel") and len(server.kernels[REF]) == 2
+
+
+@pytest.mark.parametrize("fault", ["accepted_then_500", "accepted_then_empty", "accepted_then_disconnect"])
+def test_a_lost_answer_and_then_refused_credentials_leave_it_open_whether_it_was_pushed(server, tmp_path, fault):
+    server.execute = one_epoch_each(2, seconds=0.3)
+    server.next("SaveKernel", getattr(faults, fault))
+    server.next("GetKernel", faults.honest, faults.honest, faults.unauthorized, faults.unauthorized)
+    with pytest.raises(InputError, match="credentials that it accepts"):
+        chain(tmp_path / "kernel")
+    assert outcomes(tmp_path / "kernel") == [None]
+    assert chain(tmp_path / "kernel") == "done" and len(server.kernels[REF]) == 2
+
+
+GROWING = {"a refusal in the midst": "epoch 1/3\n[stderr] facegen: a picture is missing\nepoch 2/3\nepoch 3/3\n",
+           "other errors": "[stderr] a\nepoch 1/3\n[stderr] b\nepoch 2/3\n[stderr] facegen: c\n",
+           "empty lines": "\nepoch 1/3\n\n[stderr] facegen: one\n[stderr] facegen: two\nepoch 2/3\n"}
+
+
+@pytest.mark.parametrize("log", GROWING.values(), ids=GROWING)
+@pytest.mark.parametrize("cut", ["lines", "letters"])
+def test_a_log_that_grows_gains_lines_at_its_end(log, cut):
+    """Kaggle's entries may hold a line, or a few letters."""
+    entries = []
+    for line in log.splitlines(keepends=True):
+        stream, text = ("stderr", line[9:]) if line.startswith("[stderr] ") else ("stdout", line)
+        entries += [{"stream_name": stream, "data": part} for part in ([text] if cut == "lines" else text)]
+    seen = []
+    for count in range(len(entries) + 1):
+        said = service_module.read_log(json.dumps(entries[:count]), ended=False)
+        assert said[:len(seen)] == seen
+        seen = said
+    wanted = [line.removeprefix("[stderr] ") for line in log.splitlines() if not line.startswith("[stderr] ") or "facegen: " in line]
+    assert seen == wanted == service_module.read_log(json.dumps(entries))
+
+
+def test_a_followed_session_is_told_line_by_line(server, tmp_path):
+    """Errors among what is printed, and an answer without its log in between."""
+    log, lines = "epoch 1/1\n[stderr] facegen: a picture is missing\nsamples\nthe last line", []
+
+    def session(version, mounts):
+        for number in range(4):
+            version.log = "".join(log.splitlines(keepends=True)[:number])
+            time.sleep(0.15)
+            if number == 2:
+                server.next("ListKernelSessionOutput", faults.empty)
+        return "COMPLETE", left_behind(1, 0, "finished", ""), log
+
+    server.execute = session
+    assert chain(tmp_path / "kernel", lines) == "done"
+    assert [line[2:] for line in lines if line.startswith("  ")] == ["epoch 1/1", "facegen: a picture is missing", "samples", "the last line"]
+
+
+@pytest.mark.parametrize("command", [["build"], ["build", "--set", "epochs=3"], ["push"], ["pull"], ["run"]], ids=" ".join)
+def test_what_changes_the_folder_waits_for_the_chain_that_is_followed(server, folder, capfd, command):
+    push_once(folder)
+    server.finish(REF, "COMPLETE", outputs=left_behind(1))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with locked(folder):
+        status, _, err = facegen(capfd, "kernel", *command, "--folder", folder)
+        assert status == 2 and err.count("\n") == 1 and "a chain that no other process follows" in err
+        assert facegen(capfd, "kernel", "status", "--folder", folder)[0] == 0
+        assert facegen(capfd, "kernel", "pull", "--folder", folder, "--out", folder.parent / command[0])[0] == 0
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "chain.lock"}
+    assert after == before and pushes(server) == 1
+    assert facegen(capfd, "kernel", "pull", "--folder", folder)[0] == 0
+
+
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), OSError(37, "No locks available"), NotImplementedError()])
+def test_a_folder_on_which_files_cannot_be_locked_is_named(folder, capfd, monkeypatch, error):
+    def acquire(self, *arguments, **options):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with pytest.raises(InputError, match=f"{folder}: expected a folder on which files can be locked"), locked(folder):
+        pass
 
 
 READS = ["GetKernelSessionStatus", "ListKernelSessionOutput", "GetKernel", "GetAcceleratorQuotaStatistics", "ListKernels"]

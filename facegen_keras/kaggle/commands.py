@@ -7,6 +7,7 @@ __all__ = ['kernel', 'folder_option', 'job_options', 'job_fields', 'read_folder'
            'run']
 
 # %% ../../nbs/kaggle/commands.ipynb #2b6f45d0
+import contextlib
 import json
 import shutil
 import tempfile
@@ -18,9 +19,12 @@ from ..base.errors import input_error
 from ..config import parse_settings
 
 # %% ../../nbs/kaggle/commands.ipynb #02899ede
-@click.group()
-def kernel():
+@click.group(invoke_without_command=True)
+@click.pass_context
+def kernel(context):
     "Train on Kaggle's GPUs, in as many sessions as it takes."
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def folder_option(command):
@@ -57,11 +61,11 @@ def read_folder(
     folder: Path,  # of a kernel
 ) -> str:  # owner/slug
     "The kernel that a folder is about, with the account's name in it."
-    from facegen_keras.kaggle.notebook import NOBODY, check_folder
+    from facegen_keras.kaggle.notebook import NOBODY, check_folder, kernel_command
     ref = check_folder(folder)[0]["id"]
     if ref.startswith(NOBODY + "/"):
         raise input_error(str(folder), "a kernel that was pushed", "one that was only built",
-                          "push it first: facegen kernel push, or run")
+                          f"push it first: {kernel_command('push', folder)}, or run")
     return ref
 
 # %% ../../nbs/kaggle/commands.ipynb #09825aee
@@ -71,9 +75,13 @@ def read_folder(
 def build(folder, **given):
     "Write the notebook, with the package inside, and its metadata."
     from facegen_keras.kaggle.notebook import build as build_folder
+    from facegen_keras.kaggle.notebook import kernel_command, locked_if_begun
     from facegen_keras.kaggle.session import Job
-    build_folder(folder, Job(**job_fields(given)))
-    click.echo(f"{folder / 'facegen.ipynb'}: try it with facegen kernel try, train it with facegen kernel run")
+    job = Job(**job_fields(given))
+    with locked_if_begun(folder):
+        build_folder(folder, job)
+    click.echo(f"{folder / 'facegen.ipynb'}: try it with {kernel_command('try', folder)}, "
+               f"train it with {kernel_command('run', folder)}")
 
 
 @kernel.command(name="try")
@@ -99,16 +107,17 @@ def try_(folder):
 @folder_option
 def push(folder):
     "Push the folder once: one session."
-    from facegen_keras.kaggle.notebook import NOBODY, check_folder, read_job
+    from facegen_keras.kaggle.notebook import NOBODY, check_folder, kernel_command, locked, read_job
     from facegen_keras.kaggle.push import push as push_folder
     from facegen_keras.kaggle.service import Kaggle
     about, job = check_folder(folder)[0], read_job(folder)
     account = Kaggle()
-    if about["id"].startswith(NOBODY + "/"):
-        named = json.dumps(about, indent=1).replace(NOBODY + "/", account.owner + "/")
-        (folder / "kernel-metadata.json").write_text(named + "\n")
-    version = push_folder(account, folder, job.hours, click.echo)
-    click.echo(f"version {version} of {read_folder(folder)}: facegen kernel status tells how it is")
+    with locked(folder):
+        if about["id"].startswith(NOBODY + "/"):
+            named = json.dumps(about, indent=1).replace(NOBODY + "/", account.owner + "/")
+            (folder / "kernel-metadata.json").write_text(named + "\n")
+        version = push_folder(account, folder, job.hours, click.echo)
+    click.echo(f"version {version} of {read_folder(folder)}: {kernel_command('status', folder)} tells how it is")
 
 
 @kernel.command()
@@ -123,17 +132,22 @@ def status(folder):
 @kernel.command()
 @folder_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where to.  [default: FOLDER/output]")
-def pull(folder, out):
-    "Bring the newest version's output home."
+@click.option("--version", "asked", type=click.IntRange(min=1), help="Which version.  [default: the newest]")
+def pull(folder, out, asked):
+    "Bring a version's output home."
+    from facegen_keras.kaggle.notebook import locked
     from facegen_keras.kaggle.service import IN_WORDS, RUNNING, Kaggle, newest_version, session_status
     from facegen_keras.kaggle.service import pull as pull_output
     ref, account = read_folder(folder), Kaggle()
-    version = newest_version(account, ref)[0]
+    version = asked or newest_version(account, ref)[0]
     state = session_status(account, ref, version)[0] if version else ""
     if not version or state in RUNNING:
         raise input_error("facegen kernel pull", f"a version of {ref} whose session has ended",
-                          f"version {version}, which {IN_WORDS[state]}" if version else "none", "wait for it, or push it")
-    pull_output(account, ref, version, out or folder / "output", click.echo)
+                          f"version {version}, which {IN_WORDS[state]}" if version else "none",
+                          "wait for it, push it, or name an older one with --version")
+    target = out or folder / "output"
+    with locked(folder) if target == folder / "output" else contextlib.nullcontext():  # a chain writes there too
+        pull_output(account, ref, version, target, click.echo)
 
 
 @kernel.command()

@@ -24,6 +24,7 @@ from pathlib import Path
 from ..base.errors import input_error
 from ..base.files import write_file
 from ..config import RunConfig
+from ..runs.shipped import shipped_names
 
 # %% ../../nbs/kaggle/session.ipynb #ab5c1048
 STARTED = time.monotonic()  # on Kaggle the first cell imports this, and the hours begin
@@ -54,9 +55,12 @@ class Job:
     begin: tuple | None = None  # (epoch, step) that the attached output has reached; None: a new run
 
     def __post_init__(self):
-        RunConfig.preset(self.preset, **self.settings)  # refuses what does not exist
+        start = RunConfig.preset(self.preset, **self.settings).start  # refuses what does not exist
         for name in {"data", "out"} & self.settings.keys():
             raise input_error("--set", "settings of the training", name, "leave it out: Kaggle says where things are")
+        if start and start not in shipped_names():
+            raise input_error("start", "a generator that comes with the package, which travels to Kaggle with it", start,
+                              "leave it out, or start that run at home")
         if not re.fullmatch(SOURCE, self.dataset):
             raise input_error(
                 "--dataset", "owner/name, as in a dataset's address", self.dataset, "look it up on Kaggle"

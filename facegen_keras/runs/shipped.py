@@ -9,10 +9,7 @@ __all__ = ['SHIPPED', 'shipped_names', 'find_run', 'ship_generator']
 import dataclasses
 from pathlib import Path
 
-import keras
-
 import facegen_keras
-from ..gan import FaceGAN, make_network
 from .folder import Run, write_network
 
 # %% ../../nbs/runs/shipped.ipynb #dc31ab6e
@@ -33,10 +30,14 @@ def find_run(
 
 # %% ../../nbs/runs/shipped.ipynb #6860d9b0
 def ship_generator(
-    gan: FaceGAN,  # a trained one
+    gan,  # a trained `FaceGAN`
     directory: Path,  # of the shipped generator; its name is the generator's
 ) -> None:
     "Writes `config.json` and `generator.keras` with float16 weights."
+    import keras  # here: a name is looked up without the networks
+
+    from facegen_keras.gan import make_network
+
     directory.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(gan.config, data=Path(gan.config.data).name, out=directory.name, start=None)
     generator = make_network("generator", gan.config, gan.config.loss)
