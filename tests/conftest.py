@@ -1,7 +1,6 @@
 """What all tests share: quiet TensorFlow, other packages' warnings left to them, a cache folder for each test."""
 
 import atexit
-import json
 import os
 import tempfile
 from functools import partial
@@ -57,19 +56,10 @@ def few_pairs(monkeypatch):
 def reader(tmp_path_factory):
     "A small `ModeReader` for 32 pixels; whichever worker needs it first trains it."
     import filelock
-    import numpy as np
 
-    from facegen_keras.measure.reader import ModeReader, make_reader
+    from facegen_keras.measure.reader import ModeReader
 
     folder = tmp_path_factory.getbasetemp()
-    path = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "reader.npz"
-    with filelock.FileLock(f"{path}.lock"):
-        if not path.exists():
-            trained = ModeReader(32, num_faces=2000, epochs=8)
-            np.savez(path, *trained.network.get_weights(), found=json.dumps([trained.accuracy, trained.judged]))
-    reader, network = ModeReader.__new__(ModeReader), make_reader(32)
-    with np.load(path) as file:
-        network.set_weights([file[f"arr_{place}"] for place in range(len(network.weights))])
-        reader.accuracy, reader.judged = json.loads(str(file["found"]))
-    reader.side, reader.network = 32, network
-    return reader
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with filelock.FileLock(folder / "reader.lock"):
+        return ModeReader(32, num_faces=2000, epochs=8, cache=folder)

@@ -34,19 +34,31 @@ class RecordingGAN(FaceGAN):
     def update(self, real_images, latents, label_factor):
         if keras.backend.backend() == "tensorflow":
             rows.append(latents.shape[0])  # traced once a replica
+            if self.config.precision == "float16":
+                real_images = self.too_large(real_images)
             tf.numpy_function(lambda array: seen.append(array.copy()), [latents], [])
         else:
             backend.engine.debug.inspect_array_sharding(real_images, callback=lambda sharding: rows.extend(
                 len(sharding.device_set) * [sharding.shard_shape(real_images.shape)[0]]))
         return super().update(real_images, latents, label_factor)
 
+    def too_large(self, images):
+        """In the last step, what the second of two devices is given, or would be given, does not fit into float16."""
+        size = images.shape[0]
+        numbers = tf.range(size) + size * tf.distribute.get_replica_context().replica_id_in_sync_group
+        last = tf.equal(self.d_optimizer.inner_optimizer.iterations, NUM_STEPS - 1)
+        late = tf.logical_and(last, numbers >= self.config.batch_size // NUM_DEVICES)
+        return tf.where(late[:, None, None, None], 1e30, images)
+
 
 class Record(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
-        self.logs = []
+        self.logs, self.scales = [], []
 
     def on_train_batch_end(self, batch, logs=None):
         self.logs.append([float(logs[name]) for name in sorted(logs)])
+        optimizers = self.model.d_optimizer, self.model.g_optimizer
+        self.scales.append([float(getattr(optimizer, "dynamic_scale", 1)) for optimizer in optimizers])
 
 
 def arrays(variables):
@@ -59,14 +71,17 @@ def steps(config, devices):
     rows.clear()
     with devices:
         gan = RecordingGAN.from_run_config(config)
-        start = arrays(gan.ema_generator.variables)
+        for optimizer in (gan.d_optimizer, gan.g_optimizer):
+            if hasattr(optimizer, "dynamic_scale"):
+                optimizer.dynamic_scale.assign(2.0**8)  # with Keras' 2**15 the first steps overflow as well
+        start = arrays(gan.variables)
         faces = load_faces("toy", 32, limit=NUM_STEPS * config.batch_size)
         gan.fit(backend.as_data(faces.batches(config.batch_size)), steps_per_epoch=NUM_STEPS, shuffle=False, verbose=0,
                 callbacks=[record := Record()])
-    moved = [now - old for now, old in zip(arrays(gan.ema_generator.variables), start)]
+    weights = np.concatenate(arrays(gan.variables))
     moments = arrays(variable for variable in gan.optimizer.variables if "momentum" in variable.path)
-    return dict(moved=np.concatenate(moved), moments=np.concatenate(moments), weights=np.concatenate(arrays(gan.variables)),
-                rows=np.array(rows), logs=np.array(record.logs), latents=np.array(seen))
+    return dict(moved=weights - np.concatenate(start), moments=np.concatenate(moments), rows=np.array(rows),
+                logs=np.array(record.logs), scales=np.array(record.scales), latents=np.array(seen))
 
 
 if __name__ == "__main__":

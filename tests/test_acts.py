@@ -15,7 +15,6 @@ import under_jax
 
 from facegen_keras.base.errors import InputError, TrainingDiverged
 from facegen_keras.config import RunConfig
-from facegen_keras.engine.backend import backend
 from facegen_keras.engine.encoder import (
     DETAIL, PIXEL_STD, begin_game, decoder, fit_gaussian, latents_encoder, redraw_loss, spread_codes)
 from facegen_keras.faces import load_faces, to_float

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 import zipfile
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from facegen_keras.cli import main
+from facegen_keras.config import RunConfig
 
 TINY = [word for setting in ("image_size=32", "width=4", "batch_size=8", "limit=16", "epochs=2")
         for word in ("--set", setting)]
@@ -318,6 +320,68 @@ def test_bench_measures_every_contender_in_one_run(facegen, tmp_path, monkeypatc
     assert record["contenders"]["package, float32"]["gigabytes"] > 0.1
     assert record["contenders"]["published, float32"]["times_first"] == 1 and record["about"]["rounds"] == 2
     assert facegen("bench", "--size", "100").status == 2
+
+
+def test_the_rivals_of_a_benchmark_are_at_their_best(monkeypatch):
+    import keras
+    import tensorflow as tf
+
+    from facegen_keras.measure import benchmark
+
+    size = dict(image_size=32, width=4)
+    config = RunConfig.preset("article", **size, batch_size=4)
+    *networks, g_optimizer, d_optimizer = benchmark.plain_parts(config)
+    assert type(g_optimizer) is type(d_optimizer) is keras.optimizers.Adam, "Keras' own"
+    biases = [layer.bias for network in networks for layer in network.layers if hasattr(layer, "bias")]
+    assert len(biases) == 10 and all(bias.trainable for bias in biases)
+    *_, optimizer = benchmark.plain_parts(RunConfig.preset("article", **size, precision="float16"))
+    assert type(optimizer) is keras.optimizers.LossScaleOptimizer
+
+    asked = []
+    monkeypatch.setattr(tf, "function", lambda function=None, jit_compile=None: asked.append(jit_compile) or (lambda f: f))
+    for cards in ([], ["a card"]):
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: cards)
+        benchmark.keras_step(config, np.zeros((4, 32, 32, 3), "float32"))
+    assert asked == [False, True], "XLA as `fit` chooses it"
+
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    names = benchmark.contenders(32, 4, 4)
+    assert {"torch, float32", "torch, float32, compiled"} <= names.keys()
+
+
+def test_pytorch_in_a_benchmark_has_no_bias_that_batch_norm_takes_away():
+    torch = pytest.importorskip("torch")
+    from facegen_keras.measure import benchmark
+
+    config = RunConfig.preset("article", image_size=32, width=4, batch_size=4)
+    convolutions = [layer for network in benchmark.torch_networks(config) for layer in network
+                    if isinstance(layer, (torch.nn.Conv2d, torch.nn.ConvTranspose2d))]
+    assert [layer.bias is not None for layer in convolutions].count(True) == 1, "the one before tanh"
+    torch.backends.cudnn.benchmark = False
+    step = benchmark.torch_step(config, np.zeros((4, 32, 32, 3), "float32"))
+    assert torch.backends.cudnn.benchmark and np.isfinite(step())
+
+
+@pytest.mark.parametrize("target", ["not there/record.json", ".", "file/record.json"])
+def test_bench_refuses_a_record_that_it_could_not_write(facegen, tmp_path, monkeypatch, target):
+    from facegen_keras.measure import benchmark
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(benchmark, "measure", lambda *arguments: pytest.fail("it measures first"))
+    outcome = facegen("bench", "--out", tmp_path / target)
+    assert outcome.status == 2 and outcome.err.startswith("facegen: --out: ") and outcome.err.count("\n") == 1
+
+
+def test_progress_is_told_where_there_is_no_terminal(monkeypatch, capsys):
+    from facegen_keras import cli
+
+    now = [100.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    with cli.progress_bar("reading") as progress:
+        for done in range(1, 101):
+            now[0] += 1
+            progress(done, 100)
+    assert capsys.readouterr().err.splitlines() == ["reading: 30%", "reading: 60%", "reading: 90%"]
 
 
 @pytest.mark.parametrize("option", ["--size", "--batch", "--width", "--rounds"])

@@ -49,7 +49,7 @@ def test_features_are_pinned_and_refuse_other_weights(monkeypatch):
     pattern = (np.arange(32 * 32 * 3) ** 2 // 97 % 256).reshape(1, 32, 32, 3).astype("uint8")
     features = features_module.RandomFeatures(32)(pattern)
     assert features.dtype == np.float32 and features.shape == (1, 496)
-    np.testing.assert_allclose(features[0, [0, 47, 48, 200, 495]], PINNED, atol=1e-3)
+    np.testing.assert_allclose(features[0, [0, 47, 48, 200, 495]], PINNED, rtol=5e-3, atol=0.01)  # a GPU rounds to 10 bits
     monkeypatch.setattr(features_module, "random_kernels", lambda: [kernel + 1 for kernel in RANDOM_KERNELS()])
     with pytest.raises(InputError, match="hash bb449853"):
         features_module.RandomFeatures(32)
@@ -432,6 +432,31 @@ def test_faults_do_not_hide_which_kinds_there_are(reader, read):
 
 
 @pytest.mark.slow
+def test_a_reader_is_kept_for_the_next_call(tmp_path, monkeypatch):
+    learn = reader_module.ModeReader.learn
+    calls = []
+    monkeypatch.setattr(reader_module.ModeReader, "learn", lambda *arguments: [calls.append(1), learn(*arguments)])
+
+    def make(cache, num_faces=64):
+        return reader_module.ModeReader(16, num_faces, 1, cache=cache)
+
+    first, second = make(tmp_path), make(tmp_path)
+    assert len(calls) == 1 and (second.accuracy, second.judged) == (first.accuracy, first.judged)
+    assert np.array_equal(*(reader(FACES[:8, ::2, ::2]) for reader in (first, second)))
+    kept, = tmp_path.iterdir()
+    for damage in (b"", kept.read_bytes()[:1000], b"not a zip"):  # learned again, and kept again
+        calls.clear()
+        kept.write_bytes(damage)
+        make(tmp_path), make(tmp_path)
+        assert len(calls) == 1
+    calls.clear()
+    make(tmp_path, 65)
+    monkeypatch.setattr(reader_module, "lessons_digest", lambda: "another")
+    make(tmp_path)
+    make(kept / "below a file"), make(None)
+    assert len(calls) == 4 and len([*tmp_path.iterdir()]) == 3
+
+
 def test_a_reader_knows_what_it_can_tell(reader, read):
     assert reader.accuracy["background"] > 0.9 and reader.accuracy["hat"] > 0.8
     _, labels, answers, _ = read

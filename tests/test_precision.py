@@ -132,4 +132,5 @@ def test_auto_is_what_the_card_is_good_at(monkeypatch, capability, expected):
                                              ({"avx512f"}, "float32"), (set(), "float32")])
 def test_auto_is_what_the_processor_is_good_at(monkeypatch, flags, expected):
     monkeypatch.setattr(precision_module, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(step_tensorflow.tf.config, "list_physical_devices", lambda kind: [])  # a GPU would go first
     assert precision_module.choose_precision("auto") == expected

@@ -17,6 +17,7 @@ import numpy as np
 from ..base.errors import TrainingDiverged, input_error
 from ..base.files import write_file
 from ..config import RunConfig
+from ..data.store import cache_folder
 from ..features.distances import distance_blocks
 from ..features.features import RandomFeatures, in_batches
 from ..gan import generate_faces
@@ -120,7 +121,8 @@ def measure_arms(
             rows.append(rows[-1] | dict(arm=f"{name} without average"))
             sets.append(unaveraged_faces(config, count))
     real, held_out = real_faces(Run(config.out), data, count)
-    return measure_sets(rows, sets, real, held_out, ModeReader(config.image_size) if data == "toy" else None)
+    reader = ModeReader(config.image_size, cache=cache_folder()) if data == "toy" else None
+    return measure_sets(rows, sets, real, held_out, reader)
 
 # %% ../../nbs/measure/experiments.ipynb #30542037
 def farthest_faces(
