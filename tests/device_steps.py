@@ -58,7 +58,8 @@ class Record(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.logs.append([float(logs[name]) for name in sorted(logs)])
         optimizers = self.model.d_optimizer, self.model.g_optimizer
-        self.scales.append([float(getattr(optimizer, "dynamic_scale", 1)) for optimizer in optimizers])
+        self.scales.append([float(keras.ops.convert_to_numpy(getattr(optimizer, "dynamic_scale", 1)))
+                            for optimizer in optimizers])
 
 
 def arrays(variables):

@@ -144,9 +144,12 @@ def test_two_devices_are_one(request, tmp_path, backend, preset, precision):
     one, two = (dict(np.load(tmp_path / f"{preset} {precision} {num_devices}.npz")) for num_devices in (1, 2))
     steps = slice(0, 5 if precision == "float16" else 6)  # those whose losses are numbers
     np.testing.assert_allclose(one["logs"][steps], two["logs"][steps], atol=0.01 if precision == "float16" else 2e-5)
-    for name in ("moments", "moved"):  # Adam would hide a gradient of twice the size: moments do not
-        sizes = np.linalg.norm(one[name][np.isfinite(one[name])]), np.linalg.norm((one[name] - two[name])[np.isfinite(one[name])])
-        print(backend, preset, precision, name, sizes)
+    # Adam would hide a gradient of twice the size: moments do not
+    for name, tolerance in (("moments", 0.02), ("moved", 1e-3)) if precision == "float32" else (("moments", 0.3), ("moved", 0.02)):
+        finite = np.isfinite(one[name]) & np.isfinite(two[name])  # what the overflow leaves in moving statistics is not
+        assert finite.mean() > 0.99 and np.linalg.norm(one[name][finite]) > 1, "it has gone somewhere"
+        apart = np.linalg.norm((one[name] - two[name])[finite])
+        assert apart < tolerance * np.linalg.norm(one[name][finite]), name
     if precision == "float16":
         assert one["scales"].tolist() == two["scales"].tolist() == 5 * [[256, 256]] + [[128, 256]]
     assert two["rows"].tolist() == [4, 4] and one["rows"].tolist() == [8], "rows of the batch on each device"

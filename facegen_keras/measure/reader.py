@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'KIND_ENDS', 'READER_SEED', 'LESSONS', 'SURE', 'RIGHT', 'UNSURE', 'COVERED', 'LEAST_EXPECTED', 'drawn_faces',
-           'make_reader', 'reader_loss', 'disturbed', 'lessons_digest', 'ModeReader', 'shares', 'mode_coverage']
+           'make_reader', 'reader_loss', 'disturbed', 'lessons_digest', 'keep_reader', 'recall_reader', 'ModeReader',
+           'shares', 'mode_coverage']
 
 # %% ../../nbs/measure/reader.ipynb #2527dbc0
 import contextlib
@@ -92,13 +93,42 @@ def disturbed(
     return np.clip(faces + 0.5, 0, 255).astype("uint8")
 
 # %% ../../nbs/measure/reader.ipynb #92d4f83e
-LESSONS = ("data/attributes", "data/canvas", "data/painting", "features/distances", "measure/reader", "toyfaces")
+LESSONS = ("data/attributes", "data/canvas", "data/painting", "features/distances", "features/features", "gan",
+           "measure/reader", "toyfaces")
 
 
 def lessons_digest() -> str:
     "Of the modules that decide what a reader learns: 16 hexadecimal digits."
     folder = Path(facegen_keras.__file__).parent
     return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in LESSONS)).hexdigest()[:16]
+
+# %% ../../nbs/measure/reader.ipynb #83b5eefc
+def keep_reader(
+    reader: "ModeReader",
+    path: Path,  # a file
+) -> None:
+    "Writes what a reader has learned; where nothing can be written, nothing is kept."
+    found = json.dumps([lessons_digest(), reader.accuracy, reader.judged])
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, lambda file: np.savez(file, *reader.network.get_weights(), found=found))
+
+
+def recall_reader(
+    reader: "ModeReader",  # changed here
+    path: Path,  # a file that `keep_reader` has written
+) -> bool:
+    "Whether a reader was given what was kept: False if there is nothing, of other lessons, or damaged."
+    try:
+        with np.load(path) as file:
+            digest, accuracy, judged = json.loads(str(file["found"]))
+            weights = [file[f"arr_{place}"] for place in range(len(reader.network.weights))]
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
+        return False
+    if digest == lessons_digest():
+        reader.network.set_weights(weights)
+        reader.accuracy, reader.judged = accuracy, judged
+    return digest == lessons_digest()
 
 # %% ../../nbs/measure/reader.ipynb #d72e8249
 SURE = 0.8  # an answer of less probability does not count
@@ -120,11 +150,11 @@ class ModeReader:
         self.side = min(image_size, 64)
         with own_random(0):
             self.network = make_reader(self.side)
-        path = cache and Path(cache, f"reader_{self.side}_{num_faces}_{epochs}_{lessons_digest()}.npz")
-        if not (path and self.load(path)):
+        path = cache and Path(cache, f"reader_{self.side}_{num_faces}_{epochs}.npz")
+        if not (path and recall_reader(self, path)):
             self.learn(num_faces, epochs, progress)
             if path:
-                self.save(path)
+                keep_reader(self, path)
 
     @own_random(0)
     def learn(self, num_faces: int, epochs: int, progress) -> None:
@@ -141,23 +171,6 @@ class ModeReader:
             self.network.fit(faces, labels, batch_size=64, shuffle=False, verbose=0, callbacks=[tell])
         images, labels = drawn_faces(max(500, num_faces // 4), self.side, READER_SEED + 1)
         self.examine(in_batches(disturb, images), labels)
-
-    def save(self, path: Path) -> None:
-        "Keeps what was learned; where nothing can be written, nothing is kept."
-        found = json.dumps([self.accuracy, self.judged])
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, lambda file: np.savez(file, *self.network.get_weights(), found=found))
-
-    def load(self, path: Path) -> bool:
-        "Takes what `save` has kept; False if there is none, or it is damaged."
-        try:
-            with np.load(path) as file:
-                self.network.set_weights([file[f"arr_{place}"] for place in range(len(self.network.weights))])
-                self.accuracy, self.judged = json.loads(str(file["found"]))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return False
-        return True
 
     def examine(self, images, labels):
         "Sets accuracy (by attribute) and judged (indices of kinds by attribute)."
