@@ -28,7 +28,8 @@ from facegen_keras.data import store as store_module
 from facegen_keras.base.errors import InputError
 from facegen_keras.data.check import check_faces
 from facegen_keras.data.pictures import UnreadableImage, check_size, decode_face
-from facegen_keras.data.sources import FolderSource, ZipSource, list_endings
+from facegen_keras.data.sources import FolderSource, ZipSource
+from facegen_keras.data.tree import list_kinds
 from facegen_keras.faces import epoch_order, load_faces, require_readable
 from facegen_keras.toyfaces import DrawnSource
 
@@ -409,7 +410,7 @@ def test_files_that_change_or_vanish_before_they_are_shown_are_noted_and_later_t
 
 
 def test_a_file_still_being_written_is_not_taken(folder, monkeypatch):
-    monkeypatch.setattr(sources_module, "file_stamp", lambda path: (10, 1))
+    monkeypatch.setattr(FolderSource, "traits", lambda self, index: (10, 1, 1))
     with pytest.raises(UnreadableImage, match="changed while it was read"):
         FolderSource(folder).read(0)
 
@@ -581,8 +582,8 @@ def test_other_files_are_counted(tmp_path):
     expected = {".heic": 3, ".txt": 2, "": 1}
     for source in (FolderSource(write(tmp_path / "tree", OTHERS)), ZipSource(zip_up(tmp_path / "tree.zip", OTHERS))):
         assert list(source.others.items()) == list(expected.items())
-    assert list_endings(expected) == "3 .heic, 2 .txt, 1 without ending"
-    assert list_endings({f".{number}": 1000 for number in range(9)}).endswith("1,000 .5, ...")
+    assert list_kinds(expected) == "3 .heic, 2 .txt, 1 without ending"
+    assert list_kinds({f".{number}": 1000 for number in range(9)}).endswith("1,000 .5 and 3,000 others")
 
 
 def test_who_gives_no_picture_is_told_what_is_there(tmp_path):
