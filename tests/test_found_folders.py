@@ -537,10 +537,11 @@ def test_the_hidden_colour_of_16_bits_lies_on_white():
 def test_large_grey_takes_little_memory():
     data = save(Image.fromarray(np.full((2000, 2000), 30_000, np.uint16)))
     tracemalloc.start()
-    read_picture(data)
+    levels = np.asarray(read_picture(data).getchannel("R"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * 2000 * 2000, "bytes a pixel"
+    assert (levels == 30_000 * 255 // 65_535).all()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "L"])

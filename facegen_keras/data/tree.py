@@ -118,8 +118,7 @@ def walk(
         visible = bool(folders or links)
         prefix, place = folders.pop() if folders else heapq.heappop(links) if links else hidden.pop()
         if place in listed:
-            if visible:
-                yield prefix, LISTED
+            yield prefix, LISTED
             continue
         listed.add(place)
         for entry in look_into(place, prefix):
