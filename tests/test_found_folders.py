@@ -253,7 +253,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_pictures_and_its_crop(tmp_
     lines, (config, run) = [], begun(tmp_path, tmp_path / "data" / given, old)
     faces, _ = images.load_images(config, run, lines.append)
     assert (names(faces), faces.crop, faces.unreadable) == (old, crop, {}) and not any("new" in line for line in lines)
-    assert faces[7].shape == (128, 128, 3)
+    assert faces[7].shape == (64, 64, 3)
     choosing = held_out.choosing_faces(config, run.read("held_out.json.gz"))
     assert (names(choosing), choosing.crop) == (old[:1], crop)
     train, fresh = pytest.importorskip("facegen_keras.metrics").real_faces(run, config.data, 2)
@@ -387,7 +387,7 @@ def test_a_thousand_nested_folders(tmp_path):
         subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
 
 
-@pytest.mark.parametrize("before", ["./", "/", "../", "a/./"])
+@pytest.mark.parametrize("before", ["./", "/", "a/./", "./././"])
 def test_zips_with_dots_in_their_names(tmp_path, before):
     faces = load_faces(zip_up(tmp_path / "a.zip", {f"{before}a.png": picture(), f"{before}b/c.png": picture(1)}))
     assert names(faces) == [f"{before}a.png", f"{before}b/c.png"] and faces.remarks == [] and check_faces(faces) == {}

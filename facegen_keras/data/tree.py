@@ -43,10 +43,10 @@ def kind_of_folder(
     folder: str,  # such as "a/b"
 ) -> str | None:  # "hidden", "in lost+found", or "foreign"; None: it is looked at
     "As what a folder's pictures are counted."
-    parts = [part for part in folder.split("/") if part not in ("", ".", "..")]
+    parts = [part for part in folder.split("/") if part not in ("", ".")]
     if any(map(is_never_entered, parts)):
         return "foreign"
-    kinds = ["hidden" if part[0] == "." else f"in {part}" for part in parts if part[0] == "." or part.casefold() in FOREIGN]
+    kinds = ["hidden" if part[0] == "." and part != ".." else f"in {part}" for part in parts if part[0] == "." or part.casefold() in FOREIGN]
     return kinds[0] if kinds else None
 
 
