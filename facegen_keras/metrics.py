@@ -15,9 +15,9 @@ import numpy as np
 import facegen_keras
 from .base.errors import input_error
 from .runs.folder import Run
-from .runs.held_out import leave_out_twins
+from .runs.held_out import first_crop, leave_out_twins
 from .data.layouts import spread
-from .faces import Faces, load_faces
+from .faces import Faces, follow_names, load_faces
 from .features.distances import (
     LAYOUT, MOST_PATCHES, NUM_PATCHES, THUMBNAIL, copying, frechet_distance, kernel_distance, layout_axes,
     layout_distance, layouts, nearest_distances, neighbourhoods, pair_scores, sample_patches, sliced_wasserstein, thumbnails)
@@ -242,12 +242,12 @@ def real_faces(
         raise input_error("run", "its list of pictures, images.json.gz, whole", f"none in {run.directory}",
                           "fetch it again")
     train, held_out = (load_faces(data, config.image_size, config.crop) for _ in range(2))
-    there = set(map(train.name, range(len(train))))
+    usable, there = set(train.source.names), follow_names(train, names)
     missing = len(set(names) - there)
     if missing > config.max_bad * len(names):
         raise input_error("--data", f"the pictures that {run.directory} was trained on",
                           f"{data} without {missing:,} of {len(names):,}", "give the data that it was trained on")
-    train.leave_out(there.difference(names))
-    held_out.source.follow(division.get("report", sorted(there.difference(names))))
+    follow_names(held_out, division.get("report", sorted(usable.intersection(there).difference(names))))
+    train.crop = held_out.crop = first_crop(run)
     leave_out_twins(train, held_out, progress)
     return train, held_out

@@ -57,11 +57,6 @@ def link_to_pipe(path):
     path.symlink_to(".pipe")
 
 
-def link_to_folder(path):
-    (path.parent / "empty").mkdir()
-    path.symlink_to("empty")
-
-
 def too_long(path):
     with open(path, "wb") as file:
         file.truncate(MAX_BYTES + 1)
@@ -116,7 +111,6 @@ BAD = {  # name: (its bytes, or what makes it at a path; a part of the reason)
     "link to itself.jpg": (link_to("link to itself.jpg"), "a link that leads in a circle"),
     "link to a pipe.jpg": (link_to_pipe, "not a regular file"),
     "link to zeros without end.jpg": (link_to("/dev/zero"), "not a regular file"),
-    "link to a folder.jpg": (link_to_folder, "not a regular file"),
     "duplicate.png": (GOOD[0], "the same bytes as good/0.png"),
     "other folder/duplicate.png": (GOOD[1], "the same bytes as good/1.png"),
 }

@@ -89,7 +89,7 @@ def plain_value(
         return tuple(value)
     if isinstance(value, os.PathLike):
         text = os.fspath(value)
-        return text if os.path.dirname(text) else os.path.join(".", text)  # a path is no name, such as toy
+        return os.path.join(".", text) if text == "toy" else text  # a path is no name
     return value
 
 # %% ../../nbs/base/settings.ipynb #d84e9d91

@@ -37,13 +37,13 @@ def examine(
         return b"", str(error)
     digest = hashlib.blake2b(data, digest_size=16).digest()
     try:
-        read_picture(data, SMALLEST_CHECKED)
+        read_picture(data, SMALLEST_CHECKED, only_check=True)
     except UnreadableImage as error:
         return digest, str(error)
     return digest, None
 
 # %% ../../nbs/data/check.ipynb #ad6cb8bc
-CHECK_RULES = 2  # counted up whenever this page judges a picture differently
+CHECK_RULES = 3  # counted up whenever this page judges a picture differently
 
 
 def cache_key(
@@ -143,7 +143,7 @@ def check_block(
     known = dict(zip(keys, cache.find(list(keys.values()))))
     unknown = [index for index in keys if known[index] is None]
     examined = dict(zip(unknown, pool.map(functools.partial(examine, source), unknown)))
-    cache.store([(keys[index], *finding) for index, finding in examined.items() if finding[0]])
+    cache.store([(keys[index], *finding) for index, finding in examined.items() if finding[1] is None])
     for index in keys:
         findings[index] += known[index] or examined[index]
     return [findings[index] for index in block]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CROPS', 'CELEBA_SIZE', 'ARTICLE_BOX', 'SAME_PROPORTIONS', 'FORMATS', 'SUFFIXES', 'BEGINNINGS', 'MAX_PIXELS',
-           'MAX_JPEG_PIXELS', 'MIN_SIDE', 'MAX_PROPORTION', 'STANDARD', 'SAME_LEVELS', 'PROBE', 'BAND',
-           'EXIF_ORIENTATION', 'TURNS', 'SMALL', 'PIXELS', 'crop_box', 'UnreadableImage', 'what_instead', 'check_size',
-           'open_picture', 'transform_to_srgb', 'to_srgb', 'grey_range', 'grey_levels', 'to_rgb', 'on_white', 'upright',
-           'Budget', 'reserve', 'read_picture', 'decode_face']
+           'MAX_JPEG_PIXELS', 'MIN_SIDE', 'MAX_PROPORTION', 'SMALL_PICTURE', 'SAME_LEVELS', 'PROBE', 'BAND', 'TOPS',
+           'EXIF_ORIENTATION', 'TURNS', 'PIXEL_BUDGET', 'crop_box', 'UnreadableImage', 'what_instead', 'check_size',
+           'open_picture', 'transform_to_srgb', 'to_srgb', 'grey_range', 'refuse_low_levels', 'grey_levels', 'to_rgb',
+           'on_white', 'upright', 'Budget', 'reserve', 'read_picture', 'decode_face']
 
 # %% ../../nbs/data/pictures.ipynb #1c9da3c5
 import contextlib
@@ -86,8 +86,8 @@ def what_instead(
     return "not a picture, or cut off at its start"
 
 # %% ../../nbs/data/pictures.ipynb #8de67601
-MAX_PIXELS = 80_000_000  # a picture that claims more is refused before it is decoded
-MAX_JPEG_PIXELS = 250_000_000  # of a JPEG, which need not be decoded in full
+MAX_PIXELS = 80_000_000  # a picture of another kind that claims more is refused before it is decoded
+MAX_JPEG_PIXELS = 250_000_000  # of a JPEG that is not progressive, which need not be decoded in full
 MIN_SIDE = 8  # pixels
 MAX_PROPORTION = 10  # of the longer side to the shorter one
 
@@ -121,26 +121,27 @@ def open_picture(
         raise UnreadableImage(f"too large: more than {MAX_PIXELS:,} pixels: make it smaller") from None
     except (UnidentifiedImageError, SyntaxError, IndexError, TypeError, struct.error):
         raise UnreadableImage(what_instead(data)) from None
-    check_size(*picture.size, MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS)
+    check_size(*picture.size, MAX_JPEG_PIXELS if is_jpeg and "progressive" not in picture.info else MAX_PIXELS)
     return picture
 
 # %% ../../nbs/data/pictures.ipynb #c6cc9c79
-STANDARD = ImageCms.createProfile("sRGB")
+SMALL_PICTURE = 1_000_000  # pixels; copies of it may be made, and it is read without asking
 SAME_LEVELS = 1  # a profile that moves no colour further than that is sRGB itself
 PROBE = np.stack(np.meshgrid(*3 * [np.arange(0, 256, 17, np.uint8)]), axis=-1).reshape(64, 64, 3)  # colours of all kinds
 
 
-@functools.lru_cache(8)  # most collections have one or two
+@functools.lru_cache(64)  # most collections have one or two, and each takes some milliseconds
 def transform_to_srgb(
     profile: bytes,  # ICC
     mode: str,  # "L", "RGB" or "CMYK"
 ):  # what `ImageCms.applyTransform` takes; None: the numbers stay as they are
     "How a profile's colours become sRGB."
     try:
-        transform = ImageCms.buildTransform(ImageCms.getOpenProfile(io.BytesIO(profile)), STANDARD, mode, "RGB")
+        srgb, stored = ImageCms.createProfile("sRGB"), ImageCms.getOpenProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(stored, srgb, mode, "RGB")
         probe = Image.fromarray(PROBE).convert(mode)
         before, after = probe.convert("RGB"), ImageCms.applyTransform(probe, transform)
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError):  # a Pillow may lack LittleCMS
         return None
     moved = np.abs(np.asarray(before, np.int16) - np.asarray(after)).max()
     return transform if moved > SAME_LEVELS else None
@@ -157,6 +158,10 @@ def to_srgb(
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 # %% ../../nbs/data/pictures.ipynb #3c4290d1
+BAND = 256  # rows of a large picture that are turned into colours together
+TOPS = {2**bits - 1 for bits in range(8, 17)}  # that white may be
+
+
 def grey_range(
     picture: Image.Image,  # as opened
 ) -> tuple[int, int]:  # the numbers that mean black and white; or `UnreadableImage`
@@ -168,18 +173,41 @@ def grey_range(
     bits = picture.tag_v2.get(258, (16,))[0]  # BitsPerSample
     if picture.mode == "I":
         raise UnreadableImage(f"{bits}-bit values, whose range is unknown: convert it to 8 or 16 bits")
-    top = 2**bits - 1
+    most = picture.tag_v2.get(281)  # MaxSampleValue
+    most = most[0] if isinstance(most, tuple) and most else most
+    top = most if most in TOPS else 2**bits - 1
     return (top, 0) if picture.tag_v2.get(262) == 0 else (0, top)  # PhotometricInterpretation: white is zero
+
+
+def refuse_low_levels(
+    picture: Image.Image,  # decoded
+    white: int,  # the largest number of a grey one
+    is_deep: bool,  # a PNG of 16 bits a channel, of which Pillow keeps 8 where it has colours?
+) -> None:  # or `UnreadableImage`
+    "Refuses 16 bits that hold levels of 8."
+    if picture.mode[0] == "I":
+        is_low = 0 < np.asarray(picture).max() <= 255 < white
+    else:
+        is_low = is_deep and picture.mode[:3] == "RGB" and not any(most for _, most in picture.getextrema()[:3])
+    if is_low:
+        raise UnreadableImage("16-bit values none of which is above 255, whose range is unknown: convert it to 8 bits")
 
 
 def grey_levels(
     picture: Image.Image,  # of more than 8 bits
     black: int,  # the number that means it
     white: int,  # the number that means it
-) -> Image.Image:  # mode L
+) -> Image.Image:  # mode L, with transparency LA
     "Grey of 8 bits."
-    levels = (np.asarray(picture).astype(np.int64) - black) * 255 // (white - black)
-    return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
+    pixels, hidden = np.asarray(picture), picture.info.get("transparency")
+    levels = np.empty(pixels.shape, np.uint8)
+    for top in range(0, len(pixels), BAND):  # the products need four times the memory
+        band = (pixels[top:top + BAND].astype(np.int32) - black) * 255 // (white - black)
+        levels[top:top + BAND] = np.clip(band, 0, 255)
+    grey = Image.fromarray(levels)
+    if isinstance(hidden, int):
+        grey.putalpha(Image.fromarray((pixels != hidden) * np.uint8(255)))
+    return grey
 
 # %% ../../nbs/data/pictures.ipynb #b9172159
 def to_rgb(
@@ -195,19 +223,17 @@ def to_rgb(
     return to_srgb(picture if picture.mode in ("L", "RGB", "CMYK") else picture.convert("RGB"), profile)
 
 
-BAND = 256  # rows
-
-
 def on_white(
     picture: Image.Image,  # with transparency
     profile: bytes | None,  # ICC
 ) -> Image.Image:  # mode RGB
     "The picture laid on white."
     laid = Image.new("RGB", picture.size)
-    for top in range(0, picture.height, BAND):
-        band = picture.crop((0, top, picture.width, min(top + BAND, picture.height)))
+    rows = BAND if picture.width * picture.height > SMALL_PICTURE else picture.height
+    for top in range(0, picture.height, rows):
+        band = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
         clear = band.convert("RGBA")
-        colours = to_srgb(clear.convert("L" if picture.mode in ("LA", "La") else "RGB"), profile)
+        colours = to_srgb(clear.convert("L" if picture.mode in ("L", "LA", "La") else "RGB"), profile)
         colours.putalpha(clear.getchannel("A"))
         laid.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), colours).convert("RGB"), (0, top))
     return laid
@@ -233,9 +259,6 @@ def upright(
     return picture if turn is None else picture.transpose(turn)
 
 # %% ../../nbs/data/pictures.ipynb #3a8b794f
-SMALL = 1_000_000  # pixels; smaller pictures need not ask
-
-
 class Budget:
     "An amount that several threads share."
 
@@ -243,7 +266,7 @@ class Budget:
         self.amount, self.free, self.changed = amount, amount, threading.Condition()
 
     @contextlib.contextmanager
-    def spend(self, amount: int):
+    def borrow(self, amount: int):
         "Waits until so much is free, and gives it back in the end."
         amount = min(amount, self.amount)
         with self.changed:
@@ -257,7 +280,7 @@ class Budget:
                 self.changed.notify_all()
 
 
-PIXELS = Budget(MAX_PIXELS)  # that may be in memory at the same time
+PIXEL_BUDGET = Budget(MAX_PIXELS)  # that may be in memory at the same time
 
 
 def reserve(
@@ -266,12 +289,13 @@ def reserve(
 ):  # within it, the picture may be decoded
     "Takes a picture's pixels from the budget of all threads."
     pixels = full if picture.info.get("progressive") else picture.width * picture.height
-    return PIXELS.spend(pixels) if pixels > SMALL else contextlib.nullcontext()
+    return PIXEL_BUDGET.borrow(pixels) if pixels > SMALL_PICTURE else contextlib.nullcontext()
 
 # %% ../../nbs/data/pictures.ipynb #87c69333
 def read_picture(
     data: bytes,  # a whole file
     least: int | None = None,  # a JPEG may be read smaller, but no side below this, pixels
+    only_check: bool = False,  # decode all, but make colours of a corner alone
 ) -> Image.Image:  # mode RGB, upright
     "The picture in a file's bytes; `UnreadableImage` if there is none."
     try:
@@ -283,7 +307,11 @@ def read_picture(
             picture.draft(None, (least, least))  # does nothing to other formats
         with reserve(picture, full):
             picture.load()
-            return to_rgb(upright(picture), grey)
+            refuse_low_levels(picture, max(grey), picture.format == "PNG" and data[24] == 16)
+            picture = upright(picture)
+            if only_check and (picture.mode != "RGB" or "icc_profile" in picture.info):
+                picture = picture.crop((0, 0, MIN_SIDE, MIN_SIDE))
+            return to_rgb(picture, grey)
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:

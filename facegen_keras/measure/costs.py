@@ -111,7 +111,7 @@ def saving_costs(config: RunConfig, rounds: int = 5) -> dict:  # seconds, bytes,
 class ManyNames:
     "A collection of names, with one and the same face behind them all."
 
-    path = os.devnull  # no list lies around it
+    path, places = os.devnull, {}  # no list lies around it
 
     def __init__(self, num_names: int, image_size: int):
         self.names = sorted(f"img_align_celeba/{number:07d}.png" for number in range(num_names))

@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import tempfile
 import zlib
 from pathlib import Path
@@ -90,7 +91,8 @@ class Run(RunFiles):
 
     def samples(self) -> list[Path]:
         "The grids, in order of epochs."
-        return sorted((self.directory / "samples").glob("epoch_[0-9]*.png"), key=lambda path: int(path.stem[6:]))
+        return sorted((path for path in (self.directory / "samples").glob("epoch_*.png")
+                       if re.fullmatch(r"epoch_\d+\.png", path.name)), key=lambda path: int(path.stem[6:]))
 
     def _repr_png_(self):
         return self.samples()[-1].read_bytes() if self.samples() else None
@@ -255,10 +257,12 @@ def lock_run(
 # %% ../../nbs/runs/folder.ipynb #121760d6
 def half_written(run: Run) -> list[Path]:
     "What a killed process has left of files of the run; nothing else that ends in .part."
-    patterns = ("samples/epoch_*.png", "checkpoints/epoch_*.npz", *Run.FILES)
+    names = [re.escape(name) for name in Run.FILES if "." in name and "*" not in name]
+    ours = "|".join((r"samples/epoch_\d+\.png", r"checkpoints/epoch_\d+_step_\d+\.npz", *names))
     networks = [half_network(run.directory / name) for name in Run.FILES if name.endswith(".keras")]
-    return [path for pattern in patterns for path in run.directory.glob(f"{pattern}*.part")] + [
-        path for path in networks if os.path.lexists(path)]
+    return [path for pattern in ("*.part", "samples/*.part", "checkpoints/*.part") for path in run.directory.glob(pattern)
+            if re.fullmatch(rf"({ours})(\.[0-9a-f]{{8}})?\.part", path.relative_to(run.directory).as_posix())
+            ] + [path for path in networks if os.path.lexists(path)]
 
 
 def delete_run(run: Run) -> None:
@@ -267,6 +271,6 @@ def delete_run(run: Run) -> None:
            for path in sorted(run.directory.glob(pattern))]
     for path in [*half_written(run), *own]:
         if not path.is_dir():
-            path.unlink()
+            path.unlink(missing_ok=True)
         elif not any(path.iterdir()):  # files that are not of the run stay, and so does their folder
             path.rmdir()

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SHARE', 'LEAST_OF_HALF', 'MOST_OF_HALF', 'name_place', 'halves_by_name', 'is_enough', 'left_alone', 'leave_out_twins',
-           'without_twins', 'hold_out', 'held_out_names', 'choosing_faces']
+           'without_twins', 'hold_out', 'held_out_names', 'first_crop', 'choosing_faces']
 
 # %% ../../nbs/runs/held_out.ipynb #f05ca784
 import hashlib
 
 from ..config import RunConfig
 from ..data.check import check_faces, find_duplicates, inspect_faces
-from ..data.layouts import celeba_parts
-from ..data.sources import is_picture
-from ..faces import Faces, load_faces, open_source
+from ..data.layouts import recognise
+from ..faces import Faces, follow_names, load_faces, open_source
+from .folder import Run
 
 # %% ../../nbs/runs/held_out.ipynb #25e8a520
 SHARE = 0.1  # of a set that nothing is left of otherwise
@@ -50,10 +50,9 @@ def left_alone(
 ) -> dict[str, list[str]] | None:  # choose, report; None: too few
     "Held-out pictures out of those that a run does not use."
     source = open_source(config.data)
-    pictures = [index for index, name in enumerate(source.names) if is_picture(name)]
-    partition, listed = faces.layout == "celeba" and celeba_parts(source, pictures) or ("", {})
-    if partition:
-        parts = [[source.names[index] for index in listed.get(part, ())] for part in ("1", "2")]
+    celeba = recognise(source).celeba
+    if celeba and celeba.partition:
+        parts = [[source.names[index] for index in celeba.parts.get(part, ())] for part in ("1", "2")]
         division = {half: sorted(part, key=name_place)[:MOST_OF_HALF] for half, part in zip(("choose", "report"), parts)}
     else:
         everything = load_faces(config.data, config.image_size, config.crop).source.names
@@ -117,6 +116,17 @@ def held_out_names(
     return [name for part in (division or {}).values() if isinstance(part, list) for name in part]
 
 # %% ../../nbs/runs/held_out.ipynb #c1a52615
+def first_crop(
+    run: Run,  # begun on pictures in files
+) -> str:  # "article", "square" or "none"
+    "How the run's pictures were cropped in its first session."
+    crop = (run.read("environment.json") or {}).get("crop") or run.config.crop
+    names = run.read("images.json.gz", list) or [""]
+    if crop == "auto":  # begun before the crop was noted: this was the rule
+        return "article" if "img_align_celeba" in names[0].split("/")[:-1][:2] else "square"
+    return crop
+
+
 def choosing_faces(
     config: RunConfig,
     division: dict,  # as `hold_out` gives it
@@ -125,6 +135,8 @@ def choosing_faces(
     if config.data == "toy":
         return load_faces("toy", config.image_size, limit=division["count"], seed=division["choose"])
     faces = load_faces(config.data, config.image_size, config.crop)
-    faces.source.follow(division["choose"])
+    follow_names(faces, division["choose"])
+    if Run(config.out).exists():
+        faces.crop = first_crop(Run(config.out))
     faces.leave_out(check_faces(faces, duplicates=False))
     return faces

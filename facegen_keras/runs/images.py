@@ -22,11 +22,11 @@ from ..config import RunConfig
 from ..data.check import check_faces
 from ..engine.backend import backend
 from ..engine.precision import choose_precision
-from ..faces import Faces, load_faces, require_readable
+from ..faces import Faces, follow_names, load_faces, require_readable
 from .checkpoint import checkpoints
 from .folder import (
     Run, delete_run, half_written, lock_run, refuse_another_run, unusable_out)
-from .held_out import held_out_names, hold_out
+from .held_out import first_crop, held_out_names, hold_out
 
 # %% ../../nbs/runs/images.ipynb #bc7dba8b
 def load_images(
@@ -77,8 +77,10 @@ def keep_images(
     report=print,  # called with each line that a person should read
 ) -> None:
     "Puts faces back to the images that a run began with; refuses others."
-    there, faces.held_out = set(map(faces.name, range(len(faces)))), run.read("held_out.json.gz")
-    added = there.difference(names, run.read("quarantine.json") or {}, held_out_names(faces.held_out))
+    usable, faces.held_out = set(map(faces.name, range(len(faces)))), run.read("held_out.json.gz")
+    there = follow_names(faces, names)
+    added = usable.intersection(there).difference(
+        names, run.read("quarantine.json") or {}, held_out_names(faces.held_out))
     if added and config.limit is None:
         report(f"{len(added):,} images are new since the run began and are not used")
     missing = {name: "no longer there" for name in names if name not in there}
@@ -86,7 +88,8 @@ def keep_images(
         raise input_error(f"out: {config.out} was trained on other images; data",
                           f"the {len(names):,} of {run.config.data}", f"{config.data} without {len(missing):,} of them",
                           "give those by --data, or choose another --out")
-    faces.source.follow(names)
+    if faces.source.has_files:
+        faces.crop = first_crop(run)
     faces.unreadable.update(missing | check_faces(faces, show_checking(report), duplicates=False))
     refuse_too_many(faces.unreadable, len(faces), config)
 
@@ -133,7 +136,7 @@ def open_run(
             (run.directory / "samples").mkdir(exist_ok=True)
             describe_run(run, config, faces, bad, report)
             for path in half_written(run):
-                path.unlink()
+                path.unlink(missing_ok=True)
         except BaseException:
             lock.release()
             raise
@@ -178,6 +181,7 @@ def environment(config: RunConfig, faces: Faces) -> dict:
         "cpus": os.cpu_count(),
         "devices": [str(device) for device in keras.distribution.list_devices()],
         "precision": choose_precision(config.precision),
+        "crop": faces.crop,
         "images": len(faces),
         "images_sha256": hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest(),  # not every name is text
     }
