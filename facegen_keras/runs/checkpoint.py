@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIGEST_BYTES', 'NAME', 'KEEP', 'state_variables', 'read_state', 'write_state', 'DigestingFile', 'DamagedCheckpoint',
-           'is_damage', 'verify_checkpoint', 'Place', 'checkpoints', 'place_in_name', 'finite_state', 'save_checkpoint',
-           'restore_checkpoint', 'restore_newest']
+           'is_fault_of_the_file', 'verify_checkpoint', 'Place', 'checkpoints', 'place_in_name', 'finite_state',
+           'save_checkpoint', 'restore_checkpoint', 'restore_newest']
 
 # %% ../../nbs/runs/checkpoint.ipynb #41630a34
 import errno
@@ -93,7 +93,7 @@ class DamagedCheckpoint(InputError):
     "A checkpoint whose digest is not that of its content, or whose content is none of a checkpoint."
 
 
-def is_damage(error: Exception) -> bool:  # met on reading a file
+def is_fault_of_the_file(error: Exception) -> bool:  # met on reading a file
     "Whether the file is at fault: not if memory has run out, and not if the system refused to read."
     return not is_out_of_memory(error) and getattr(error, "errno", None) in (None, errno.EISDIR)
 
@@ -109,7 +109,7 @@ def verify_checkpoint(path: Path) -> None:
                 left -= len(chunk)
             whole = file.read() == sha256.digest()
     except OSError as error:
-        if not is_damage(error):
+        if not is_fault_of_the_file(error):
             raise
         raise DamagedCheckpoint(f"{path.name} cannot be read: {error.strerror}") from error
     if not whole:
@@ -186,7 +186,7 @@ def restore_checkpoint(
         place = Place(**json.loads(str(state.pop("place"))))
         place = place._replace(recoveries=tuple(place.recoveries))
     except Exception as error:  # whole, but from somewhere else: NumPy and zipfile raise six kinds of it
-        if not is_damage(error):
+        if not is_fault_of_the_file(error):
             raise
         raise DamagedCheckpoint(f"{path.name} is no checkpoint: {error}") from error
     write_state(gan, state)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..base.errors import input_error
 from ..config import RunConfig
 from ..gan import FaceGAN, keeping_random
-from .checkpoint import DamagedCheckpoint, checkpoints, is_damage, restore_newest
+from .checkpoint import DamagedCheckpoint, checkpoints, is_fault_of_the_file, restore_newest
 from .folder import Run
 from .shipped import find_run
 
@@ -39,7 +39,7 @@ def load_gan(
     try:
         gan.ema_generator.load_weights(result)
     except Exception as error:  # Keras raises whatever its reader met
-        if not is_damage(error):
+        if not is_fault_of_the_file(error):
             raise
         raise input_error(str(result), "a generator of this config", f"{type(error).__name__} on reading it",
                           "fetch it again, or train") from error
