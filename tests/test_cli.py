@@ -341,8 +341,9 @@ def test_the_rivals_of_a_benchmark_are_at_their_best(monkeypatch):
     asked = []
     monkeypatch.setattr(tf, "function", lambda function=None, jit_compile=None: asked.append(jit_compile) or (lambda f: f))
     for cards in ([], ["a card"]):
-        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: cards)
-        benchmark.keras_step(config, np.zeros((4, 32, 32, 3), "float32"))
+        with monkeypatch.context() as patch:
+            patch.setattr(tf.config, "list_physical_devices", lambda kind, cards=cards: cards)
+            benchmark.keras_step(config, np.zeros((4, 32, 32, 3), "float32"))
     assert asked == [False, True], "XLA as `fit` chooses it"
 
     monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
