@@ -608,7 +608,8 @@ def test_what_a_killed_process_left_of_a_network_is_swept_out(gan, tmp_path, lef
 
 
 def test_a_process_killed_while_it_saves_a_network_leaves_nothing_unknown(tmp_path):
-    """In a process of its own, with NumPy for Keras: it starts no TensorFlow."""
+    """In a process of its own, with NumPy for Keras, which takes some of JAX: it starts no TensorFlow."""
+    pytest.importorskip("jax")
     code = [sys.executable, "-c", KILLED, tmp_path, "generator.keras"]
     assert subprocess.run(code, capture_output=True, env={**os.environ, "KERAS_BACKEND": "numpy"}).returncode == -9
     assert [path.name for path in tmp_path.iterdir()] == ["generator.keras.part"] == [path.name for path in half_written(Run(tmp_path))]
