@@ -13,18 +13,19 @@ import time
 
 import numpy as np
 
-from .base.errors import TrainingDiverged, input_error, memory_named
+from .base.errors import TrainingDiverged, first_line, input_error, is_out_of_memory, memory_named
 from .base.output import is_terminal, say
 from .config import RunConfig
 from .engine.average import start_moving_statistics
 from .engine.backend import backend, refuse_keras_settings
 from .engine.encoder import begin_game, latents_encoder
-from .gan import FaceGAN, own_random
+from .gan import FaceGAN, keeping_random
 from facegen_keras.runs.callbacks import (
     BAD_IMAGES, DrawPictures, SaveState, SpreadCodes, StopInTime, WatchImages, WriteLog, newest_place, restore, save, settle_log,
     write_film)
 from .runs.checkpoint import restore_newest
-from .runs.folder import Onlooker, Run, refuse_another_run, refuse_folder, write_network
+from .runs.folder import (
+    SEE_TO_THE_DISK, Onlooker, Run, disk_remedy, refuse_another_run, refuse_folder, write_network)
 from .runs.images import environment, load_images, open_run, refuse_too_many
 from .runs.measures import MeasureFaces, best_generator
 from .runs.progress import ShowBar, ShowForecast, ShowLines, plan
@@ -32,11 +33,11 @@ from .runs.session import Session, deadline_after, disk_trouble, stop_on_signals
 from .runs.start import begin_with_another, check_start
 
 # %% ../nbs/07_training.ipynb #3e6a40bf
-SMALLER = ("end what else uses it and go on by the same command: the last state is kept; or begin a run with a smaller "
-           "batch_size, width or image_size in another --out")
+SMALLER = ("end what else uses it, and the same command goes on from the last state if there is one; or begin a run "
+           "with a smaller batch_size, width or image_size in another --out")
 
 
-@own_random()
+@keeping_random()
 @memory_named(SMALLER)
 def train(
     config: RunConfig,
@@ -136,15 +137,18 @@ def train_until_stopped(gan: FaceGAN, session: Session) -> FaceGAN:  # the last 
             except TrainingDiverged as error:
                 gan = recover(gan, session, error)
     except OSError as error:
-        session.stop_reason = f"{disk_trouble(error, session.run)}; see to the disk"
+        if is_out_of_memory(error):
+            raise
+        trouble = disk_trouble(error, session.run)
+        session.stop_reason = f"{trouble}; {SEE_TO_THE_DISK}"
         if not newest_place(session.run):
-            raise input_error("out", "a disk with room for a checkpoint", f"{session.run.directory}: "
-                              f"{disk_trouble(error, session.run)}", "make room, or choose another --out") from error
+            raise input_error("out", "a disk with room for a checkpoint", f"{session.run.directory}: {trouble}",
+                              f"{disk_remedy(trouble)}, or choose another --out") from error
         session.epoch, session.step = newest_place(session.run)
     except Exception as error:
         if not backend.has_lost_another(error):
             raise
-        session.stop_reason = f"another process has gone ({str(error).splitlines()[0]})"
+        session.stop_reason = f"another process has gone ({first_line(error)})"
         session.epoch, session.step = newest_place(session.run) or (0, 0)
     return gan
 
@@ -235,7 +239,9 @@ def finish(gan: FaceGAN, session: Session) -> None:
             write_network(run, best_generator(gan), "best.keras")
         write_status(session, "finished" if finished else "paused", "" if finished else session.stop_reason)
     except OSError as error:
-        finished, session.stop_reason = False, f"{disk_trouble(error, run)}; see to the disk"
+        if is_out_of_memory(error):
+            raise
+        finished, session.stop_reason = False, f"{disk_trouble(error, run)}; {SEE_TO_THE_DISK}"
         with contextlib.suppress(OSError):
             write_status(session, "paused", session.stop_reason)
     if bad := len(session.run.read("quarantine.json") or {}):

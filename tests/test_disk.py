@@ -31,7 +31,7 @@ from facegen_keras.runs.checkpoint import (
 from facegen_keras.base.errors import InputError
 from facegen_keras.base.files import sync, write_file
 from facegen_keras.gan import FaceGAN
-from facegen_keras.runs.folder import Run, lock_run, write_network
+from facegen_keras.runs.folder import Run, delete_run, half_written, write_network
 from facegen_keras.runs.images import open_run
 from facegen_keras.runs.session import disk_trouble
 from facegen_keras.training import train
@@ -224,6 +224,40 @@ def test_a_flipped_bit_anywhere_is_noticed_and_the_one_before_is_used(gan, tmp_p
     newest.rmdir()
     newest.write_bytes(whole)
     assert restore_newest(TINY, folder, gan=gan)[1] == Place(2)
+
+
+REFUSED = [OSError(errno.EIO, "Input/output error"), OSError(errno.EMFILE, "Too many open files"), OSError(errno.ESTALE, "Stale file handle"),
+           OSError(errno.EACCES, "Permission denied"), OSError(errno.ENOMEM, "Cannot allocate memory"), MemoryError(),
+           RuntimeError("RESOURCE_EXHAUSTED: Out of memory")]
+
+
+WHERE = [(where, error) for where in ("open", "np.load", "load_weights") for error in REFUSED if where != "open" or isinstance(error, OSError)]
+
+
+@pytest.mark.parametrize("where, error", WHERE, ids=str)
+def test_a_file_that_the_system_refuses_to_read_is_not_damaged(gan, tmp_path, monkeypatch, where, error):
+    """Passed over, the newest checkpoint would be deleted by the next one that is saved."""
+    folder = tmp_path / "checkpoints"
+    for epoch in (1, 2):
+        save_checkpoint(gan, folder, Place(epoch))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "config.json").write_text(TINY.to_json())
+
+    def refuse(*arguments, **options):
+        raise error
+
+    if where == "load_weights":
+        gan.ema_generator.save(tmp_path / "generator.keras")
+        (tmp_path / "generator.keras").rename(tmp_path / "best.keras")
+        monkeypatch.setattr(keras.Model, "load_weights", refuse)
+    else:
+        monkeypatch.setattr(checkpoint_module, "open", refuse, raising=False) if where == "open" else monkeypatch.setattr(np, "load", refuse)
+        with pytest.raises(type(error)) as caught:
+            restore_newest(TINY, folder, pytest.fail, gan=gan)
+        assert caught.value is error
+    with pytest.raises(type(error)):
+        load_gan(tmp_path, best=where == "load_weights")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_disk_that_writes_something_else_keeps_the_one_before(gan, tmp_path, monkeypatch):
@@ -533,18 +567,82 @@ def test_the_disk_that_is_full_is_the_one_that_is_named(tmp_path, small_disk):
     assert caught.value.filename == str(small_disk.path / "log.jsonl")
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_folder_on_which_files_cannot_be_locked_is_named_as_such(tmp_path, monkeypatch, number):
-    import fcntl
+KILLED = """
+import os, signal, sys
+import keras
+from facegen_keras.runs.folder import Run, write_network
 
-    def flock(file, operation):
-        raise OSError(number, os.strerror(number))
+network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+save = keras.Model.save
 
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(InputError, match=f"^out: expected a folder on which files can be locked, got .*{os.strerror(number)}"):
-        lock_run(Run(tmp_path))
-    monkeypatch.undo()
-    lock_run(Run(tmp_path)).release()
+def killed(self, path):
+    save(self, path)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+keras.Model.save = killed
+write_network(Run(sys.argv[1]), network, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("left", ["a file", "a link", "a folder with a folder", "nothing"])
+def test_what_a_killed_process_left_of_a_network_is_swept_out(gan, tmp_path, left):
+    run, name, outside = Run(tmp_path / "run"), "best.keras", tmp_path / "outside"
+    (run.directory / "tmp_mine").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "diary.txt").write_text("dear")
+    place = run.directory / f"{name}.part"
+    if left == "a file":
+        place.write_bytes(b"half")
+    elif left == "a link":
+        place.symlink_to(outside)
+    elif left == "a folder with a folder":
+        (place / "tmp123").mkdir(parents=True)
+        (place / name).write_bytes(b"half")
+    assert half_written(run) == [place] * (left != "nothing")
+    write_network(run, gan.ema_generator, name)
+    assert {path.name for path in run.directory.iterdir()} == {name, "tmp_mine"} and (outside / "diary.txt").exists()
+    if left == "a folder with a folder":
+        (place / "tmp123").mkdir(parents=True)
+    delete_run(run)
+    assert [path.name for path in run.directory.iterdir()] == ["tmp_mine"]
+
+
+def test_a_process_killed_while_it_saves_a_network_leaves_nothing_unknown(tmp_path):
+    """In a process of its own, with NumPy for Keras, which takes some of JAX: it starts no TensorFlow."""
+    pytest.importorskip("jax")
+    code = [sys.executable, "-c", KILLED, tmp_path, "generator.keras"]
+    assert subprocess.run(code, capture_output=True, env={**os.environ, "KERAS_BACKEND": "numpy"}).returncode == -9
+    assert [path.name for path in tmp_path.iterdir()] == ["generator.keras.part"] == [path.name for path in half_written(Run(tmp_path))]
+
+
+@pytest.mark.parametrize("function", ["mkdtemp", "save", "mkdir"])
+def test_a_network_that_cannot_be_saved_names_its_file(gan, tmp_path, monkeypatch, function):
+    def fail(self, *arguments, **options):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", "/tmp/tmpk3j4")
+
+    monkeypatch.setattr({"mkdtemp": tempfile, "save": keras.Model, "mkdir": Path}[function], function, fail if function != "mkdtemp" else lambda *a, **o: fail(None))
+    with pytest.raises(OSError, match="quota") as caught:
+        write_network(Run(tmp_path), gan.ema_generator, "generator.keras")
+    assert caught.value.filename == str(tmp_path / "generator.keras") and not any(tmp_path.iterdir())
+    assert tempfile.tempdir is None or Path(tempfile.tempdir).is_dir()
+
+
+@pytest.mark.parametrize("moment", ["the first save", "a step", "the end", "opening"])
+def test_memory_is_not_blamed_on_the_disk(tmp_path, monkeypatch, moment):
+    """An error of the system that says so by its number alone."""
+    def fall(*arguments, **options):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory", str(tmp_path / "run/log.jsonl"))
+
+    config = dataclasses.replace(TINY, out=tmp_path / "run", epochs=1, limit=16)
+    place = {"the first save": (callbacks_module, "save_checkpoint"), "a step": (callbacks_module, "log_line"),
+             "the end": (training_module, "write_network"), "opening": (Run, "write")}[moment]
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="^memory: expected more than there is.*batch_size, width"):
+        patch.setattr(*place, fall)
+        train(config, **SILENT)
+    if moment != "opening":
+        status = Run(config.out).status
+        assert status["state"] == "paused" and "see to the disk" not in status["reason"]
+    assert train(config, **SILENT).status["state"] == "finished"
 
 
 @pytest.mark.parametrize("change", [dict(width=4), dict(latent_dim=7), dict(image_size=64)])

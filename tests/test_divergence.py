@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import sys
+import types
 
 import keras
 import numpy as np
@@ -212,10 +213,17 @@ NO_MEMORY = {
 }
 
 
-def states():
-    """Of Python and NumPy; of Keras, what it would draw next: the generator that it draws from by default."""
-    of_keras = id(keras.src.random.seed_generator.global_seed_generator())  # first: making one draws from Python's
-    return of_keras, random.getstate(), np.random.get_state()[1].tolist()
+def seeded():
+    """Sets the seeds of all who draw, and has Keras make the generator that it draws from."""
+    keras.utils.set_random_seed(7), random.seed(5), np.random.seed(6)
+    keras.random.uniform((1,))
+
+
+def next_draws():
+    """What Keras, TensorFlow, Python and NumPy draw next, and the state of the generator that Keras draws from by default."""
+    of_keras = keras.ops.convert_to_numpy(keras.src.random.seed_generator.global_seed_generator().state).tolist()
+    return (of_keras, keras.ops.convert_to_numpy(keras.random.uniform((3,))).tolist(), tensorflow.random.uniform((3,)).numpy().tolist(),
+            random.random(), np.random.random())
 
 
 @pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY)
@@ -238,8 +246,9 @@ def test_no_memory_and_no_place_to_print_cost_a_run_nothing(config, monkeypatch,
                 raise fall.pop()
 
     monkeypatch.setattr(training_module, "StopInTime", Fall)
-    random.seed(5), np.random.seed(6), keras.utils.set_random_seed(7)
-    before = states()
+    seeded()
+    expected = next_draws()
+    seeded()
     for stdout, stderr in ((Tracker(), None), (Torn(), Tracker())):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", stdout), patch.setattr(sys, "stderr", stderr)
@@ -248,7 +257,8 @@ def test_no_memory_and_no_place_to_print_cost_a_run_nothing(config, monkeypatch,
             except InputError as error:
                 status = Run(config.out).status
                 assert status == {"state": "paused", "epoch": 0, "step": 4, "reason": f"ended by InputError: {error}"}
-    assert not fall and run.status["state"] == "finished" and drawn_noise(run) == undisturbed_noise and states() == before
+    assert not fall and run.status["state"] == "finished" and drawn_noise(run) == undisturbed_noise
+    assert next_draws() == expected
 
 
 @pytest.mark.parametrize("error", [ValueError("Zoom"), RuntimeError("shapes (3,) and (4,)"), KeyError("memory")])
@@ -272,9 +282,60 @@ def test_settings_of_keras_are_refused_before_anything_is_written(config, settin
     assert not Run(config.out).directory.exists()
 
 
-def test_predict_and_save_of_the_whole_say_what_to_call(config, tmp_path):
-    gan = FaceGAN.from_run_config(config)
-    for call in (gan.predict, gan.evaluate, gan.save, gan):
-        with pytest.raises(InputError, match=r"gan.generate\(count, seed\).*gan.ema_generator.save"):
-            call(tmp_path / "faces.keras")
-    assert not any(tmp_path.iterdir())
+OF_THE_WHOLE = {name: lambda gan, path, name=name: getattr(gan, name)(path) for name in (
+    "predict", "predict_on_batch", "evaluate", "test_on_batch", "save", "export", "get_config", "__call__")}
+OF_THE_WHOLE |= {"save_model": lambda gan, path: keras.saving.save_model(gan, path), "serialize": lambda gan, path: keras.saving.serialize_keras_object(gan),
+                 "to_json": lambda gan, path: gan.to_json(), "clone_model": lambda gan, path: keras.models.clone_model(gan)}
+
+
+@pytest.mark.parametrize("name", OF_THE_WHOLE)
+def test_what_keras_does_with_one_network_says_what_to_call(whole, tmp_path, name):
+    with pytest.raises(InputError, match=r"for faces call gan.generate\(count, seed\); to save .*gan.ema_generator.save"):
+        OF_THE_WHOLE[name](whole, tmp_path / "faces.keras")
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return FaceGAN.from_run_config(TINY)
+
+
+def test_faces_go_on_from_a_generator_of_random_numbers(whole):
+    rng, told = np.random.default_rng(3), []
+    parts = [whole.generate(count, rng, lambda done, total: told.append((done, total))) for count in (64, 70)]
+    assert np.abs(np.concatenate(parts).astype(int) - whole.generate(134, 3)).max() <= 1
+    assert told == [(64, 64), (64, 70), (70, 70)]
+
+
+LOST = {"Gloo": (lambda jax: ValueError("Gloo all-reduce failed: Connection closed by peer"), True),
+        "NCCL": (lambda jax: RuntimeError("NCCL operation failed: remote process exited"), True),
+        "coordination": (lambda jax: RuntimeError("the coordination service has gone"), True),
+        "JAX": (lambda jax: jax.errors.JaxRuntimeError("UNAVAILABLE: failed to connect"), True),
+        "JAX, another": (lambda jax: jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes"), False),
+        "a drive": (lambda jax: InputError("data: expected a drive that can be read, got 'a.jpg: Connection timed out'"), False),
+        "a picture": (lambda jax: InputError("data: peer_01.jpg, nccl, is bad"), False),
+        "a file": (lambda jax: OSError(110, "Connection timed out", "gloo.jpg"), False),
+        "Kaggle": (lambda jax: RuntimeError("Connection aborted by peer"), False)}
+
+
+@pytest.mark.parametrize("make, lost", LOST.values(), ids=LOST)
+def test_only_what_joins_processes_tells_that_one_has_gone(monkeypatch, make, lost):
+    jax = pytest.importorskip("jax")
+    from facegen_keras.engine import step_jax
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert step_jax.has_lost_another(make(jax)) == lost
+
+
+@pytest.mark.parametrize("error, said", [(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError), (MemoryError(), MemoryError),
+                                         (ConnectionError("Name or service not known\nand more"), InputError)])
+def test_fid_names_the_connection_only_if_that_failed(monkeypatch, error, said):
+    from facegen_keras.measure import fid
+
+    def compute_fid(*folders, **options):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False)))
+    monkeypatch.setattr(fid, "fid_tool", lambda: types.SimpleNamespace(compute_fid=compute_fid))
+    with pytest.raises(said) as caught:
+        fid.inception_fid(np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3), np.uint8))
+    assert caught.value is error or "see to the connection" in str(caught.value)

@@ -1,8 +1,10 @@
 """The rules of the house: small rooms, one direction, one home for each name, the path as it is listed."""
 
 import ast
+import configparser
 import json
 import re
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -172,3 +174,54 @@ def test_the_floors_name_every_room_once():
     rooms = [room for each in FLOORS for room in each]
     assert len(rooms) == len(set(rooms)) and {module.split(".")[0] for module in MODULES} == set(rooms)
     assert all(set(lower).isdisjoint(upper) for lower, upper in pairwise(FLOORS))
+
+
+def installed_by_make_demo():
+    """Names that a page may import: Python's, ours, those of the requirements that are not for development, and Jupyter's own."""
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(ROOT / "settings.ini")
+    required = set(re.findall(r"([a-z]+)[<>=]", settings["DEFAULT"]["requirements"]))
+    helpers = {path.stem for path in (ROOT / "tests").glob("*.py")}  # of the pretend Kaggle, which some pages show
+    return sys.stdlib_module_names | required | helpers | {"facegen_keras", "PIL", "IPython", "nbformat"}
+
+
+def names_in(tree):
+    """The packages that code imports, the names that it binds, and those that it reads."""
+    packages, bound, read = set(), set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] * (not node.level)
+            packages.update(name.partition(".")[0] for name in names)
+            bound.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+    return packages, bound, read
+
+
+def needs_more_than_make_demo(cells):
+    """Packages that a page needs outside its hidden tests, and names that it takes from them."""
+    needs, dropped, kept, used = set(), set(), set(), set()
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            packages, bound, read = names_in(ast.parse(source(cell)))
+            foreign = set() if exports(cell) else packages - installed_by_make_demo()
+            if foreign and source(cell).startswith("#| hide"):
+                dropped |= bound
+            else:
+                needs, kept, used = needs | foreign, kept | bound, used | read
+    return needs | (dropped - kept) & used
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_but_for_its_tests_needs_no_more_than_make_demo_installs(name):
+    assert needs_more_than_make_demo(PAGES[name]) == set()
+
+
+@pytest.mark.parametrize("found, codes", [
+    ({"pytest"}, ["import pytest\nx = 1"]), ({"pytest"}, ["#| hide\nimport pytest", "with pytest.raises(ValueError): int('x')"]),
+    ({"folder"}, ["#| hide\nimport pytest\nfolder = 1", "print(folder)"]), ({"hypothesis"}, ["from hypothesis import given"]),
+    (set(), ["#| hide\nimport pytest\nassert x", "import numpy.linalg, PIL.Image\nfrom keras import ops"])])
+def test_what_a_page_needs_is_noticed(found, codes):
+    assert needs_more_than_make_demo([{"cell_type": "code", "source": [code]} for code in codes]) == found

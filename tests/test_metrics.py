@@ -464,6 +464,23 @@ def test_a_reader_is_kept_for_the_next_call(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_reader_tells_how_far_its_lessons_are():
+    calls = []
+    reader_module.ModeReader(16, 130, 2, progress=lambda done, total: calls.append((done, total)))
+    done, totals = zip(*calls)
+    assert set(totals) == {130 * 3 + 500} and done[:130] == tuple(range(1, 131)) and done == tuple(sorted(done))
+    assert len(done) == 130 + 2 * 3 + 500 and done[-1] == totals[-1]
+
+
+@pytest.mark.parametrize("count", [100, 5_000, 100_000_000, 10**30])
+def test_no_more_faces_are_held_out_than_could_be_compared(tmp_path, count):
+    run = Run(tmp_path)
+    run.write("config.json", RunConfig.preset("demo", limit=120).to_json().encode())
+    train, held_out = metrics_module.real_faces(run, "toy", count)
+    assert len(train) == 120 and len(held_out) == min(count, metrics_module.MOST_DRAWN)
+
+
+@pytest.mark.slow
 def test_a_reader_knows_what_it_can_tell(reader, read):
     assert reader.accuracy["background"] > 0.9 and reader.accuracy["hat"] > 0.8
     _, labels, answers, _ = read
@@ -495,6 +512,7 @@ def test_the_record(tmp_path):
     assert json.loads(json.dumps(record)) == record
     assert record["counts"] == {"generated": 100, "train": 100, "held_out": 100} and record["seeds"] == [4, 5]
     assert record["features_sha256"] == features_module.FEATURES_SHA256
+    assert calls[0] == (1, 2 * 200 + 2 * 100 + 300), "each picture as it is read"
     assert calls[-1][0] == calls[-1][1] and [done for done, _ in calls] == sorted(done for done, _ in calls)
     for name, metric in record["metrics"].items():
         assert metric["mean"] == pytest.approx(np.mean(metric["values"])) and len(metric["values"]) == 2
@@ -613,7 +631,7 @@ def facegen(capfd, monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_pairs")
 def test_a_run_on_drawn_faces_is_measured(facegen, tmp_path, monkeypatch, reader):
-    monkeypatch.setattr(reader_module, "ModeReader", lambda size, progress: reader)
+    monkeypatch.setattr(reader_module, "ModeReader", lambda size, **options: reader)
     assert facegen("train", *TINY, "--out", "run").status == 0
     outcome = facegen("evaluate", "run", "--count", "100", "--seeds", "2", "--out", "record.json")
     assert outcome.status == 0 and outcome.err == "", outcome.err

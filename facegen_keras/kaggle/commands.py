@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from ..base.errors import input_error
+from ..base.output import say
 from ..config import parse_settings
 
 # %% ../../nbs/kaggle/commands.ipynb #02899ede
@@ -24,7 +25,7 @@ from ..config import parse_settings
 def kernel(context):
     "Train on Kaggle's GPUs, in as many sessions as it takes."
     if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+        say(context.get_help())
 
 
 def folder_option(command):
@@ -80,8 +81,8 @@ def build(folder, **given):
     job = Job(**job_fields(given))
     with locked_if_begun(folder):
         build_folder(folder, job)
-    click.echo(f"{folder / 'facegen.ipynb'}: try it with {kernel_command('try', folder)}, "
-               f"train it with {kernel_command('run', folder)}")
+    say(f"{folder / 'facegen.ipynb'}: try it with {kernel_command('try', folder)}, "
+        f"train it with {kernel_command('run', folder)}")
 
 
 @kernel.command(name="try")
@@ -92,15 +93,15 @@ def try_(folder):
     about, text, _ = check_folder(folder)
     with tempfile.TemporaryDirectory() as place:
         lay_out(Path(place), about["dataset_sources"][0])
-        click.echo("running the notebook on drawn faces: less than a minute")
+        say("running the notebook on drawn faces: less than a minute")
         status, said = run_notebook(text, Path(place))
-        click.echo(said)
+        say(said)
         shutil.rmtree(folder / "tried", ignore_errors=True)
         shutil.copytree(Path(place) / "working", folder / "tried")
     if status != "COMPLETE":
         raise input_error("facegen kernel try", "the notebook to run through", status, "see what it printed")
-    click.echo(f"it runs: what it would leave on Kaggle is in {folder / 'tried'}, and how it looks in "
-               f"{folder / 'tried' / '__notebook__.ipynb'}")
+    say(f"it runs: what it would leave on Kaggle is in {folder / 'tried'}, and how it looks in "
+        f"{folder / 'tried' / '__notebook__.ipynb'}")
 
 # %% ../../nbs/kaggle/commands.ipynb #ccf49ccd
 @kernel.command()
@@ -116,8 +117,8 @@ def push(folder):
         if about["id"].startswith(NOBODY + "/"):
             named = json.dumps(about, indent=1).replace(NOBODY + "/", account.owner + "/")
             (folder / "kernel-metadata.json").write_text(named + "\n")
-        version = push_folder(account, folder, job.hours, click.echo)
-    click.echo(f"version {version} of {read_folder(folder)}: {kernel_command('status', folder)} tells how it is")
+        version = push_folder(account, folder, job.hours, say)
+    say(f"version {version} of {read_folder(folder)}: {kernel_command('status', folder)} tells how it is")
 
 
 @kernel.command()
@@ -126,7 +127,7 @@ def status(folder):
     "What Kaggle says of the kernel's newest version."
     from facegen_keras.kaggle.service import Kaggle, describe_kernel
     ref = read_folder(folder)
-    describe_kernel(Kaggle(), ref, click.echo)
+    describe_kernel(Kaggle(), ref, say)
 
 # %% ../../nbs/kaggle/commands.ipynb #ea0024c9
 @kernel.command()
@@ -147,7 +148,7 @@ def pull(folder, out, asked):
                           "wait for it, push it, or name an older one with --version")
     target = out or folder / "output"
     with locked(folder) if target == folder / "output" else contextlib.nullcontext():  # a chain writes there too
-        pull_output(account, ref, version, target, click.echo)
+        pull_output(account, ref, version, target, say)
 
 
 @kernel.command()
@@ -160,6 +161,6 @@ def run(folder, **given):
     from facegen_keras.kaggle.session import Job
     fields = job_fields(given)
     Job(**fields)  # a wrong option is answered before Kaggle is asked
-    reason = run_chain(folder, fields, Kaggle(), click.echo)
+    reason = run_chain(folder, fields, Kaggle(), say)
     if reason != "done":
         raise input_error("facegen kernel run", "all epochs", reason, "see to that, then run it again")

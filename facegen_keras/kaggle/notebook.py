@@ -26,11 +26,10 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-import filelock
-
 import facegen_keras
 from ..base.errors import input_error
 from ..base.files import is_leftover, write_file
+from ..base.locks import lock_folder
 from ..config import RunConfig
 from .session import SOURCE, Job, slugify
 from ..runs.shipped import SHIPPED
@@ -259,15 +258,8 @@ def locked(
     folder: Path,  # of a kernel; it exists
 ):
     "Keeps other processes out of a folder; refuses one that is in use, or whose files cannot be locked."
-    lock = filelock.FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise input_error(str(folder), "a chain that no other process follows or changes", "one that another process is at",
-                          "wait until that one ends, or choose another --folder") from None
-    except (NotImplementedError, OSError) as error:
-        raise input_error(str(folder), "a folder on which files can be locked", f"{type(error).__name__}: {error}",
-                          "choose another --folder") from None
+    lock = lock_folder(folder / LOCK, str(folder), "a chain that no other process follows or changes",
+                       "choose another --folder")
     try:
         yield
     finally:

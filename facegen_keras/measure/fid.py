@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 import numpy as np
 
-from ..base.errors import input_error
+from ..base.errors import first_line, input_error, is_out_of_memory
 
 # %% ../../nbs/measure/fid.ipynb #66ba23a2
 def fid_tool():
@@ -53,5 +53,7 @@ def inception_fid(
             found = tool.calculate_metrics(input1=folders[0], input2=folders[1], fid=True, cuda=on_gpu, verbose=False)
             return float(found["frechet_inception_distance"])
         except Exception as error:  # whatever the download of the weights met
+            if is_out_of_memory(error):
+                raise
             raise input_error("--fid", "the weights of Inception, which it downloads",
-                              f"{type(error).__name__}: {error}", "see to the connection, or leave --fid out") from error
+                              first_line(error), "see to the connection, or leave --fid out") from error

@@ -24,7 +24,7 @@ from ..base.files import write_file
 from ..data.attributes import ATTRIBUTES, HIDDEN
 from ..features.distances import box_mean, smooth_images
 from ..features.features import in_batches
-from ..gan import own_random
+from ..gan import keeping_random
 from ..toyfaces import ToyFaces
 
 # %% ../../nbs/measure/reader.ipynb #bbfe3654
@@ -37,12 +37,17 @@ def drawn_faces(
     count: int,
     image_size: int,
     seed: int,
+    tick=lambda count: None,  # called with the number of pictures drawn since
 ) -> tuple[np.ndarray, np.ndarray]:  # (N, S, S, 3) uint8; (N, 11) int32: which kind of each attribute is visible
     "Drawn faces, and what can be seen in them."
     faces = ToyFaces(count, image_size, seed, cache_bytes=0)
     seen = [faces.attributes(index).visible for index in range(count)]
     labels = [[kinds.index(face[name]) for name, kinds in KINDS.items()] for face in seen]
-    return np.stack([faces[index] for index in range(count)]), np.array(labels, "int32")
+    pictures = []
+    for index in range(count):
+        pictures.append(faces[index])
+        tick(1)
+    return np.stack(pictures), np.array(labels, "int32")
 
 # %% ../../nbs/measure/reader.ipynb #b29271c2
 def make_reader(
@@ -144,11 +149,11 @@ class ModeReader:
         image_size: int,  # of the pictures that it will read; it looks at no more than 64 pixels
         num_faces: int = 12_000,  # to learn from
         epochs: int = 4,
-        progress=lambda done, total: None,  # called after each step of learning
+        progress=lambda done, total: None,  # called after each picture drawn and each step of learning, with pictures
         cache: Path | None = None,  # a folder that keeps what is learned for the next call; None: none
     ):
         self.side = min(image_size, 64)
-        with own_random(0):
+        with keeping_random(0):
             self.network = make_reader(self.side)
         path = cache and Path(cache, f"reader_{self.side}_{num_faces}_{epochs}.npz")
         if not (path and recall_reader(self, path)):
@@ -156,20 +161,26 @@ class ModeReader:
             if path:
                 keep_reader(self, path)
 
-    @own_random(0)
+    @keeping_random(0)
     def learn(self, num_faces: int, epochs: int, progress) -> None:
         "Trains the network on drawn faces, and examines it with others."
         disturb = partial(disturbed, rng=np.random.default_rng(0))
-        images, labels = drawn_faces(num_faces, self.side, READER_SEED)
-        total = -(-num_faces // 64) * epochs
-        rate = keras.optimizers.schedules.CosineDecay(2e-3, total)
+        examined, done = max(500, num_faces // 4), 0
+        total = num_faces * (1 + epochs) + examined
+
+        def tick(count):
+            nonlocal done
+            done = min(done + count, total)
+            progress(done, total)
+
+        images, labels = drawn_faces(num_faces, self.side, READER_SEED, tick)
+        rate = keras.optimizers.schedules.CosineDecay(2e-3, -(-num_faces // 64) * epochs)
         self.network.compile(keras.optimizers.Adam(rate), loss=reader_loss)
-        step = iter(range(1, total + 1))
-        tell = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: progress(next(step), total))
+        tell = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: tick(64))
         for _ in range(epochs):
             faces = in_batches(disturb, images)
             self.network.fit(faces, labels, batch_size=64, shuffle=False, verbose=0, callbacks=[tell])
-        images, labels = drawn_faces(max(500, num_faces // 4), self.side, READER_SEED + 1)
+        images, labels = drawn_faces(examined, self.side, READER_SEED + 1, tick)
         self.examine(in_batches(disturb, images), labels)
 
     def examine(self, images, labels):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DIGEST_BYTES', 'NAME', 'KEEP', 'state_variables', 'read_state', 'write_state', 'DigestingFile', 'DamagedCheckpoint',
-           'verify_checkpoint', 'Place', 'checkpoints', 'place_in_name', 'finite_state', 'save_checkpoint',
-           'restore_checkpoint', 'restore_newest']
+           'is_fault_of_the_file', 'verify_checkpoint', 'Place', 'checkpoints', 'place_in_name', 'finite_state',
+           'save_checkpoint', 'restore_checkpoint', 'restore_newest']
 
 # %% ../../nbs/runs/checkpoint.ipynb #41630a34
+import errno
 import hashlib
 import json
 import os
@@ -18,8 +19,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from ..base.errors import InputError, TrainingDiverged, input_error
-from ..base.files import write_file
+from ..base.errors import InputError, TrainingDiverged, input_error, is_out_of_memory
+from ..base.files import naming, write_file
 from ..base.output import say
 from ..config import RunConfig
 from ..gan import FaceGAN
@@ -89,20 +90,27 @@ class DigestingFile:
 
 # %% ../../nbs/runs/checkpoint.ipynb #052f9f3f
 class DamagedCheckpoint(InputError):
-    "A checkpoint whose digest is not that of its content."
+    "A checkpoint whose digest is not that of its content, or whose content is none of a checkpoint."
+
+
+def is_fault_of_the_file(error: Exception) -> bool:  # met on reading a file
+    "Whether the file is at fault: not if memory has run out, and not if the system refused to read."
+    return not is_out_of_memory(error) and getattr(error, "errno", None) in (None, errno.EISDIR)
 
 
 def verify_checkpoint(path: Path) -> None:
-    "Reads a checkpoint through; `DamagedCheckpoint` if a bit of it has changed."
+    "Reads a checkpoint through; `DamagedCheckpoint` if a bit of it has changed, the system's error if it cannot."
     sha256 = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with naming(path), open(path, "rb") as file:
             left = os.fstat(file.fileno()).st_size - DIGEST_BYTES
             while left > 0 and (chunk := file.read(min(left, 2**20))):
                 sha256.update(chunk)
                 left -= len(chunk)
             whole = file.read() == sha256.digest()
     except OSError as error:
+        if not is_fault_of_the_file(error):
+            raise
         raise DamagedCheckpoint(f"{path.name} cannot be read: {error.strerror}") from error
     if not whole:
         raise DamagedCheckpoint(f"{path.name} is damaged: its content is not what was written")
@@ -178,6 +186,8 @@ def restore_checkpoint(
         place = Place(**json.loads(str(state.pop("place"))))
         place = place._replace(recoveries=tuple(place.recoveries))
     except Exception as error:  # whole, but from somewhere else: NumPy and zipfile raise six kinds of it
+        if not is_fault_of_the_file(error):
+            raise
         raise DamagedCheckpoint(f"{path.name} is no checkpoint: {error}") from error
     write_state(gan, state)
     return place

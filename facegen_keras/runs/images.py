@@ -10,14 +10,14 @@ __all__ = ['load_images', 'choose_images', 'keep_images', 'refuse_too_many', 'sh
 import hashlib
 import os
 import platform
-import time
 
 import PIL
 import keras
 import numpy as np
 
 import facegen_keras
-from ..base.errors import input_error
+from ..base.errors import input_error, is_out_of_memory
+from ..base.output import now_and_then
 from ..config import RunConfig
 from ..data.check import check_faces
 from ..engine.backend import backend
@@ -25,7 +25,7 @@ from ..engine.precision import choose_precision
 from ..faces import Faces, follow_names, load_faces, require_readable
 from .checkpoint import checkpoints
 from .folder import (
-    Run, delete_run, half_written, lock_run, refuse_another_run, unusable_out)
+    Run, delete_run, discard, half_written, lock_run, refuse_another_run, unusable_out)
 from .held_out import first_crop, held_out_names, hold_out
 
 # %% ../../nbs/runs/images.ipynb #bc7dba8b
@@ -104,15 +104,8 @@ def refuse_too_many(bad: dict[str, str], total: int, config: RunConfig) -> None:
 
 # %% ../../nbs/runs/images.ipynb #35b90523
 def show_checking(report):
-    "A `progress` for `check_faces` that reports every half minute."
-    last = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 30:
-            report(f"checked {done:,} of {total:,} images")
-            last = time.monotonic()
-    return progress
+    "A `progress` for `check_faces` that reports now and then."
+    return now_and_then(lambda done, total: report(f"checked {done:,} of {total:,} images"))
 
 # %% ../../nbs/runs/images.ipynb #590a955b
 def open_run(
@@ -136,11 +129,13 @@ def open_run(
             (run.directory / "samples").mkdir(exist_ok=True)
             describe_run(run, config, faces, bad, report)
             for path in half_written(run):
-                path.unlink(missing_ok=True)
+                discard(path)
         except BaseException:
             lock.release()
             raise
     except OSError as error:
+        if is_out_of_memory(error):
+            raise
         raise unusable_out(config, error) from error
     return run, lock.release
 

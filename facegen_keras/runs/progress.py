@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.console import Console
 
 from ..base.loss_table import Loss
+from ..base.output import SECONDS_BETWEEN_LINES
 from ..engine.precision import choose_precision
 from .callbacks import FEW_STEPS
 from .session import Session
@@ -133,15 +134,13 @@ def bar_text(
 class ShowLines(keras.callbacks.Callback):
     "Reports a line of the log an epoch, and every half minute."
 
-    SECONDS = 30
-
     def __init__(self, session: Session):
         super().__init__()
         self.session, self.said, self.time = session, None, time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):
         line, now = self.session.latest, time.monotonic()
-        if line and line is not self.said and (line["kind"] == "epoch" or now - self.time >= self.SECONDS):
+        if line and line is not self.said and (line["kind"] == "epoch" or now - self.time >= SECONDS_BETWEEN_LINES):
             session = self.session
             session.report(progress_line(line, self.model.loss_row, session.config.epochs, session.images_per_s,
                                          session.measured))

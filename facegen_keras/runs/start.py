@@ -10,13 +10,13 @@ from pathlib import Path
 
 from ..base.errors import input_error
 from ..config import RunConfig
-from ..gan import FaceGAN, own_random
-from .checkpoint import DamagedCheckpoint, checkpoints, restore_newest
+from ..gan import FaceGAN, keeping_random
+from .checkpoint import DamagedCheckpoint, checkpoints, is_fault_of_the_file, restore_newest
 from .folder import Run
 from .shipped import find_run
 
 # %% ../../nbs/runs/start.ipynb #b0e9d5cb
-@own_random()
+@keeping_random()
 def load_gan(
     directory: Path,  # a run directory, or the name of a generator that comes with the package
     best: bool = False,  # with the generator of best.keras, beside a fresh second network?
@@ -39,6 +39,8 @@ def load_gan(
     try:
         gan.ema_generator.load_weights(result)
     except Exception as error:  # Keras raises whatever its reader met
+        if not is_fault_of_the_file(error):
+            raise
         raise input_error(str(result), "a generator of this config", f"{type(error).__name__} on reading it",
                           "fetch it again, or train") from error
     gan.generator.set_weights(gan.ema_generator.get_weights())
