@@ -20,7 +20,7 @@ test: .venv/dev test-kaggle  ## everything that must hold; ends with pytest's su
 # Kaggle's image: Python 3.13, TensorFlow 2.20, Keras 3.13.2, Jupyter, and nothing that only development needs.
 test-kaggle:
 	@python=; for p in python3.13 "$$PYENV_ROOT"/versions/3.13*/bin/python3.13; do \
-	  if "$$p" -c "import venv" 2>/dev/null; then python=$$p; break; fi; done; \
+	  if "$$p" -c "import venv, ensurepip" 2>/dev/null; then python=$$p; break; fi; done; \
 	if [ -z "$$python" ]; then echo "Kaggle's versions: not tested, no Python 3.13 here"; \
 	else $(MAKE) --no-print-directory .venv-kaggle/ready PYTHON="$$python" || exit; \
 	  .venv-kaggle/bin/python -m pytest -q tests/test_kernel_sessions.py -k offline & session=$$!; \
@@ -29,9 +29,12 @@ test-kaggle:
 
 readme: README.md  ## README.md from nbs/index.ipynb; cells with nbdev directives stay out
 README.md: nbs/index.ipynb
-	@$(BIN)/jupyter nbconvert --to markdown --RegexRemovePreprocessor.patterns='#\|' --stdout $< > $@.part || { rm -f $@.part; \
+	@$(BIN)/jupyter nbconvert --version > /dev/null 2>&1 || { \
 	  echo "README.md: left as it was, since $(BIN) lacks Jupyter's nbconvert; run make .venv/dev, then this again" >&2; exit 2; }
-	@sed -E 's#\]\(([^):]*\.(ipynb|png))\)#](nbs/\1)#g' $@.part > $@ && rm $@.part
+	@trap 'rm -f $@.md.part $@.part' EXIT; \
+	$(BIN)/jupyter nbconvert --to markdown --RegexRemovePreprocessor.patterns='#\|' --stdout $< > $@.md.part && \
+	  sed -E 's#\]\(([^):]*\.(ipynb|png))\)#](nbs/\1)#g' $@.md.part > $@.part && mv $@.part $@ || { \
+	  echo "README.md: left as it was" >&2; exit 2; }
 
 hooks: .venv/dev  ## git hooks that merge notebooks cell by cell
 	$(BIN)/nbdev_install_hooks
@@ -40,8 +43,8 @@ clean:
 	rm -rf .venv .venv-kaggle build *.egg-info
 
 .venv/made:  # not .venv/bin/python, which a venv that failed leaves behind
-	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))" || \
-	  { echo "Python: expected 3.11 to 3.13, got $$($(PYTHON) --version); run make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))" 2>/dev/null || \
+	  { echo "Python: expected 3.11 to 3.13, got $$(command -v $(PYTHON) >/dev/null && $(PYTHON) --version 2>&1 || echo none); run make PYTHON=/path/to/python3" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	@touch $@
 

@@ -52,8 +52,10 @@ def test_readme_is_made_from_the_index(checkout):
     assert (checkout / "README.md").read_text() == before
 
 
-def make(checkout, *arguments):
-    return subprocess.run(["make", *arguments], cwd=checkout, capture_output=True, text=True)
+def make(checkout, *arguments, path=None):
+    """`path`: a folder whose programs go before the system's."""
+    environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"} if path else None
+    return subprocess.run(["make", *arguments], cwd=checkout, capture_output=True, text=True, env=environment)
 
 
 def script(path, text):
@@ -62,16 +64,39 @@ def script(path, text):
     return path
 
 
-@pytest.mark.parametrize("jupyter", ["echo 'jupyter-nbconvert not found' >&2; exit 1", "echo half; exit 1", None])
-def test_a_readme_that_cannot_be_made_stays_as_it_is(checkout, jupyter):
+NO_README = {"no nbconvert": ("echo 'jupyter-nbconvert not found' >&2; exit 1", "cat", "since bin lacks Jupyter's nbconvert"),
+             "no jupyter": (None, "cat", "since bin lacks Jupyter's nbconvert"),
+             "a broken page": ("[ $2 = --version ] || { echo half; echo no such cell >&2; exit 1; }", "cat", "no such cell"),
+             "a full disk": ("echo half", "head -c 2; echo no space left >&2; exit 4", "no space left")}
+
+
+@pytest.mark.parametrize("jupyter, sed, said", NO_README.values(), ids=NO_README)
+def test_a_readme_that_cannot_be_made_stays_as_it_is(checkout, jupyter, sed, said):
     before = contents(checkout)
     (checkout / "bin").mkdir()
+    script(checkout / "bin/sed", sed)
     if jupyter:
         script(checkout / "bin/jupyter", jupyter)
     os.utime(checkout / "nbs/index.ipynb")
-    done = make(checkout, "readme", "BIN=bin")
-    assert done.returncode and "README.md: left as it was, since bin lacks Jupyter's nbconvert" in done.stderr
-    assert {name: content for name, content in contents(checkout).items() if name != "bin/jupyter"} == before
+    for _ in range(2):
+        done = make(checkout, "readme", "BIN=bin", path=checkout / "bin")
+        assert done.returncode and "README.md: left as it was" in done.stderr and said in done.stderr
+        assert "lacks" in said or "lacks" not in done.stderr
+    assert {name: content for name, content in contents(checkout).items() if not name.startswith("bin/")} == before
+
+
+def test_a_python_that_is_not_there_is_named(checkout):
+    done = make(checkout, "demo", "PYTHON=no-such-python")
+    assert done.returncode and "expected 3.11 to 3.13, got none; run make PYTHON=" in done.stderr and "not found" not in done.stderr
+
+
+@pytest.mark.parametrize("lacks", ["venv", "ensurepip"])
+def test_a_python_without_virtual_environments_is_not_taken_for_kaggles(checkout, lacks):
+    """As Debian's, which has venv in a package of its own."""
+    (checkout / "bin").mkdir()
+    script(checkout / "bin/python3.13", f"""case "$2" in *{lacks}*) exit 1;; esac; [ "$1" = -c ]""")
+    done = make(checkout, "test-kaggle", f"PYENV_ROOT={checkout}", path=checkout / "bin")
+    assert done.returncode == 0 and "not tested, no Python 3.13 here" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("version, good", {"2.7": False, "3.10": False, "3.11": True, "3.13": True, "3.14": False, "3.15": False}.items())

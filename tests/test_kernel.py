@@ -1,11 +1,13 @@
 """The Kaggle kernel against a server that speaks Kaggle's language to Kaggle's own client: what a person sees, and what is kept."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,16 +22,19 @@ from kernel_sessions import DATASET, DIED, REF, begin_of, left_behind, one_epoch
 from kernel_sessions import with_sessions as sessions_but
 
 from facegen_keras.base.errors import InputError
+from facegen_keras.cli import facegen as commands
 from facegen_keras.cli import main
+from facegen_keras.config import RunConfig
 from facegen_keras.kaggle import chain as chain_module
 from facegen_keras.kaggle import notebook as notebook_module
 from facegen_keras.kaggle import service as service_module
 from facegen_keras.kaggle import session as session_module
 from facegen_keras.kaggle.chain import SessionChain, run_chain
 from facegen_keras.kaggle.notebook import build, check_folder, find_job, locked
-from facegen_keras.kaggle.push import push
+from facegen_keras.kaggle.push import push, save_fields
 from facegen_keras.kaggle.service import Kaggle, KaggleTrouble, pull
 from facegen_keras.kaggle.session import Job
+from facegen_keras.runs import shipped
 
 SCRIPT = Path(__file__).parent / "followed_chain.py"
 FAST = dict(every=0.02, patience=0.3)
@@ -72,6 +77,12 @@ def push_once(folder, lines=None):
     return push(Kaggle(), folder, 10, (lines if lines is not None else []).append, patience=0.3)
 
 
+def pushed_unasked(folder):
+    """A push without our questions before it, as from the website or an earlier version of this package."""
+    about, text, _ = check_folder(folder)
+    assert not Kaggle().call("save_kernel", **save_fields(about, text, 10)).error
+
+
 def facegen(capfd, *arguments):
     with pytest.raises(SystemExit) as ended:
         main(list(map(str, arguments)))
@@ -86,7 +97,7 @@ def test_build_needs_no_credentials_and_makes_the_same_bytes(tmp_path, capfd, mo
     for name in ("one", "two"):
         assert facegen(capfd, "kernel", "build", "--folder", name, "--set", "epochs=3")[0] == 0
     contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
-    assert contents[0] == contents[1] and set(contents[0]) == {"facegen.ipynb", "kernel-metadata.json"}
+    assert contents[0] == contents[1] and set(contents[0]) == {"facegen.ipynb", "kernel-metadata.json", "chain.lock"}
 
 
 WRONG = {"machine_shap": ({"machine_shap": 1}, "machine_shap"), "title": ({"title": "other"}, "title"),
@@ -114,7 +125,9 @@ def test_a_folder_that_lacks_something_or_holds_something_else_is_refused(folder
 
 
 OTHERS = [".ipynb_checkpoints/facegen-checkpoint.ipynb", ".DS_Store", "Thumbs.db", "desktop.ini", "__pycache__/x.pyc", "@eaDir/x",
-          "facegen.ipynb~", ".facegen.ipynb.swp", "$RECYCLE.BIN/x", "facegen.ipynb.0a1b.part"]
+          "facegen.ipynb~", ".facegen.ipynb.swp", "$RECYCLE.BIN/x", "facegen.ipynb.0a1b.part", "#facegen.ipynb#", "4913",
+          "Network Trash Folder/x", "Temporary Items/x", "@Recently-Snapshot/x", "RECYCLER/x", "nohup.out", "facegen.ipynb.bak",
+          "kernel-metadata.json.tmp"]
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -123,6 +136,26 @@ def test_what_other_programs_leave_in_the_folder_stops_no_chain(server, folder, 
     (folder / name).write_text("theirs")
     server.execute = one_epoch_each(2)
     assert chain(folder) == "done" and pushes(server) == 2 and (folder / name).read_text() == "theirs"
+
+
+def test_nothing_that_comes_into_the_folder_later_stops_a_chain(server, folder):
+    honest = one_epoch_each(3)
+
+    def session(version, mounts):
+        (folder / f"diary of day {version.number}.txt").write_text("mine")
+        return honest(version, mounts)
+
+    server.execute = session
+    assert chain(folder) == "done" and pushes(server) == 3 and len(list(folder.glob("diary*"))) == 3
+
+
+@pytest.mark.parametrize("command", ["build", "run"])
+def test_a_folder_with_files_of_a_person_is_refused_and_gets_no_file(server, tmp_path, capfd, command):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").touch()
+    status, _, err = facegen(capfd, "kernel", command, "--folder", tmp_path / "photos")
+    assert status == 2 and err.count("\n") == 1 and "which holds a.jpg" in err
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
 
 
 @pytest.mark.parametrize("start", ["runs/small", "/home/me/runs/small", ".", "a_folder", "../shipped/pretended"])
@@ -136,18 +169,56 @@ def test_a_start_that_stays_on_the_laptop_is_refused_when_built(tmp_path, capfd,
     assert not (tmp_path / "kernel").exists()
 
 
+@pytest.fixture
+def shipping(tmp_path, monkeypatch):
+    """Puts a generator among those that come with the package."""
+    monkeypatch.setattr(shipped, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.chdir(tmp_path)
+
+    def ship(name, **settings):
+        (tmp_path / "shipped" / name).mkdir(parents=True)
+        (tmp_path / "shipped" / name / "config.json").write_text(RunConfig.preset("article", **settings).to_json())
+        (tmp_path / "shipped" / name / "generator.keras").write_bytes(b"weights")
+        return tmp_path / "shipped" / name
+
+    return ship
+
+
 @pytest.mark.parametrize("name", ["celeba-pretended", "drawn_pretended", "x"])
-def test_a_start_that_is_shipped_travels_with_the_notebook(tmp_path, monkeypatch, name):
-    package = tmp_path / "facegen_keras"
-    (package / "shipped" / name).mkdir(parents=True)
-    (package / "shipped" / name / "config.json").write_text("{}")
-    (package / "shipped" / name / "generator.keras").write_bytes(b"weights")
-    monkeypatch.setattr("facegen_keras.__file__", str(package / "__init__.py"))
-    monkeypatch.setattr(notebook_module, "PACKAGE", package)
-    Job(settings={"start": name})
-    assert set(zipfile.ZipFile(io.BytesIO(notebook_module.make_wheel(name)[1])).namelist()) >= {
-        f"facegen_keras/shipped/{name}/{file}" for file in ("config.json", "generator.keras")}
+def test_a_start_that_is_shipped_travels_with_the_notebook(shipping, name):
+    place = shipping(name)
+    for other in (".ipynb_checkpoints/a.ipynb", "Thumbs.db", ".DS_Store"):
+        (place / other).parent.mkdir(exist_ok=True)
+        (place / other).touch()
+    found = zipfile.ZipFile(io.BytesIO(notebook_module.make_wheel(name)[1])).namelist()
+    assert [each for each in found if "/shipped/" in each] == [
+        f"facegen_keras/shipped/{name}/{file}" for file in ("config.json", "generator.keras")]
     assert notebook_module.make_first_cell(Job(settings={"start": name}))[0] != notebook_module.make_first_cell(Job())[0]
+
+
+MISFITS = {"image_size": (64, 128), "networks": ("residual", "dcgan"), "width": (32, 64), "latent_dim": (50, 100)}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_start_of_another_shape_is_refused_when_built(shipping, tmp_path, capfd, name):
+    theirs, ours = MISFITS[name]
+    config = RunConfig.preset("article").to_dict() | {name: theirs}
+    (shipping("pretended") / "config.json").write_text(json.dumps(config))
+    for command in ("build", "run"):
+        status, _, err = facegen(capfd, "kernel", command, "--set", "start=pretended")
+        assert status == 2 and err.count("\n") == 1 and f"expected {theirs!r}, as that generator has it, got {ours!r}" in err
+        assert f"give --set {name}={theirs}\n" in err
+    assert not (tmp_path / "kernel").exists()
+
+
+@pytest.mark.parametrize("command", ["build", "run"])
+@pytest.mark.parametrize("name", ["celeba-pretended", "mine"])
+def test_a_start_that_is_also_a_folder_here_is_refused(shipping, tmp_path, capfd, name, command):
+    shipping(name)
+    Path(name).mkdir()
+    status, _, err = facegen(capfd, "kernel", command, "--set", f"start={name}")
+    assert status == 2 and err.count("\n") == 1 and "and no folder of that name here" in err
+    assert not (tmp_path / "kernel").exists()
 
 
 def test_the_commands_of_the_kernel_are_listed(capfd):
@@ -177,16 +248,22 @@ def test_hints_after_a_push_name_the_folder_in_use(server, folder, capfd):
 
 
 WAITING = "import os, time; open('process', 'w').write(str(os.getpid())); "
-ENDS = {"interrupted": ("time.sleep(600)", signal.SIGINT, 130, "facegen: interrupted\n"),
-        "killed": ("time.sleep(600)", signal.SIGKILL, 2, "Jupyter's process to run until the notebook ends, got 'one that was killed'"),
-        "killed by itself": ("os.kill(os.getpid(), 9)", None, 2, "one that was killed"),
-        "busy and interrupted": ("[None for _ in iter(int, 1)]", signal.SIGINT, 130, "facegen: interrupted\n")}
+BUSY = "[None for _ in iter(int, 1)]"
+ENDS = {"interrupted": ("time.sleep(600)", [signal.SIGINT], 130, "facegen: interrupted\n"),
+        "terminated": ("time.sleep(600)", [signal.SIGTERM], 143, "facegen: terminated\n"),
+        "killed": ("time.sleep(600)", None, 2, "Jupyter's process to run until the notebook ends, got 'one that was killed'"),
+        "killed by itself": ("os.kill(os.getpid(), 9)", [], 2, "one that was killed"),
+        "busy and interrupted": (BUSY, [signal.SIGINT], 130, "facegen: interrupted\n"),
+        "busy and interrupted twice": (BUSY, [signal.SIGINT] * 2, 130, "facegen: interrupted\n"),
+        "busy and interrupted often": (BUSY, [signal.SIGINT] * 9, 130, "facegen: interrupted\n"),
+        "interrupted and terminated": (BUSY, [signal.SIGINT, signal.SIGTERM], 130, "facegen: interrupted\n"),
+        "terminated twice": (BUSY, [signal.SIGTERM] * 2, 143, "facegen: terminated\n")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code, kill, status, said", ENDS.values(), ids=ENDS)
-def test_a_trial_that_is_interrupted_or_killed_ends_in_one_line_and_leaves_nothing_running(folder, tmp_path, code, kill, status, said):
-    """In a notebook of one cell, which needs no TensorFlow."""
+@pytest.mark.parametrize("code, signals, status, said", ENDS.values(), ids=ENDS)
+def test_a_trial_that_is_interrupted_or_killed_ends_in_one_line_and_leaves_nothing_running(folder, tmp_path, code, signals, status, said):
+    """In a notebook of one cell, which needs no TensorFlow. Signals None: its process is killed."""
     pytest.importorskip("nbclient")
     (tmp_path / "home").mkdir()  # where IPython writes
     notebook = json.loads((folder / "facegen.ipynb").read_text())
@@ -199,13 +276,35 @@ def test_a_trial_that_is_interrupted_or_killed_ends_in_one_line_and_leaves_nothi
         assert trial.poll() is None
         time.sleep(0.05)
     process = int((tmp_path / "process").read_text())
-    if kill:
-        os.kill(trial.pid if kill == signal.SIGINT else process, kill)
+    if signals is None:
+        os.kill(process, signal.SIGKILL)
+    for each in signals or ():
+        if trial.poll() is None:
+            trial.send_signal(each)
+        time.sleep(0.1)
     _, err = trial.communicate(timeout=300)
     assert trial.returncode == status and err.count("\n") == 1 and said in err, err
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
     assert not list(tmp_path.glob("tmp*")), "and no file either"
+
+
+def test_a_process_that_does_not_answer_is_not_called_killed(folder, tmp_path, monkeypatch):
+    client = pytest.importorskip("nbclient").NotebookClient
+    said = "Kernel didn't respond in 60 seconds"
+    monkeypatch.setattr(client, "execute", lambda *_, **__: (_ for _ in ()).throw(RuntimeError(said)))
+    with pytest.raises(InputError, match=said):
+        notebook_module.run_notebook((folder / "facegen.ipynb").read_text(), tmp_path)
+
+
+@pytest.mark.parametrize("command", ["settings", "kernel status", "kernel pull", "kernel run", "train", "check x", "sample x"])
+def test_any_command_that_is_interrupted_says_so_in_one_line(monkeypatch, capfd, command):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    group, name = (commands.commands["kernel"], command.split()[1]) if command.startswith("kernel") else (commands, command.split()[0])
+    monkeypatch.setattr(group.commands[name], "callback", interrupted)
+    assert facegen(capfd, *command.split()) == (130, "", "facegen: interrupted\n")
 
 
 def as_before_the_move(folder):
@@ -261,6 +360,14 @@ def test_a_push_that_was_accepted_is_found_and_not_repeated(server, folder, faul
     server.next("SaveKernel", getattr(faults, fault))
     assert push_once(folder) == 1
     assert pushes(server) == 1 and len(server.kernels[REF]) == 1
+
+
+@pytest.mark.parametrize("fault", ["server_error", "bad_request", "html", "disconnect", "unauthorized", "empty"])
+def test_an_accepted_push_that_cannot_be_read_back_is_pushed(server, folder, fault):
+    lines = []
+    server.next("GetKernel", faults.honest, *[getattr(faults, fault)] * 8)
+    assert push_once(folder, lines) == 1
+    assert lines[-1].startswith("take care: what Kaggle made of the settings is not known: ") and pushes(server) == 1
 
 
 @pytest.mark.parametrize("fault", LOST)
@@ -448,7 +555,7 @@ def test_a_failed_session_takes_no_run_from_home_and_an_older_version_can_be_nam
     pull = ("kernel", "pull", "--folder", folder)
     assert facegen(capfd, *pull)[0] == 0
     before = {path: path.read_bytes() for path in folder.glob("output/run/**/*") if path.is_file()}
-    push_once(folder)
+    pushed_unasked(folder)
     server.finish(REF, status, outputs=left)
     status, out, _ = facegen(capfd, *pull)
     assert status == 0 and "version 2 left no run as far as the one in" in out and "--version" in out
@@ -458,6 +565,26 @@ def test_a_failed_session_takes_no_run_from_home_and_an_older_version_can_be_nam
     assert facegen(capfd, *pull, "--version", 1)[0] == 0 and all(path.read_bytes() == content for path, content in before.items())
     status, _, err = facegen(capfd, *pull, "--version", 3)
     assert status == 2 and err.count("\n") == 1 and "got 'version 3, which is in a state that Kaggle does not tell'" in err
+
+
+@pytest.mark.parametrize("left", FAILED.values(), ids=FAILED)
+@pytest.mark.parametrize("home", ["generator.keras", "samples/epoch_0060.png", "checkpoints/notes.txt"])
+def test_a_run_at_home_without_checkpoints_is_not_replaced_by_a_failed_session(server, folder, ended, home, left):
+    (folder / "home/run" / home).parent.mkdir(parents=True)
+    for name in (home, "status.json", "config.json"):
+        (folder / "home/run" / name).write_text("at home")
+    server.finish(REF, "ERROR", outputs={"run/config.json": b"{}", **left})
+    fetch_all(folder / "home")
+    assert {path.read_text() for path in (folder / "home/run").rglob("*") if path.is_file()} == {"at home"}
+
+
+def test_a_list_of_digests_of_another_session_does_not_stay(server, ended, tmp_path):
+    ended()
+    fetch_all(tmp_path / "home")
+    shutil.rmtree(tmp_path / "home/run")
+    server.finish(REF, "COMPLETE", outputs={"run/config.json": b"{}"})
+    fetch_all(tmp_path / "home")
+    assert [path.name for path in (tmp_path / "home").rglob("*") if path.is_file()] == ["config.json"]
 
 
 @pytest.mark.parametrize("fault, name", [("forbidden", "run/status.json"), ("disconnect", "run/status.json"),
@@ -638,7 +765,7 @@ def pushed_from_elsewhere(server, folder, *ends):
     """Versions without a record: the beginning of each, how it ended."""
     for number, (begin, end) in enumerate(ends, 1):
         build(folder, Job(session=number, begin=begin, settings={"epochs": 5}), "me")
-        push_once(folder)
+        pushed_unasked(folder)
         server.finish(REF, *end)
 
 
@@ -663,13 +790,107 @@ def test_a_session_from_nothing_that_left_none_does_not_hide_the_run_before_it(s
     assert [begin_of(version) for version in server.kernels[REF][3:]] == [(3, 0), (4, 0)]
 
 
-@pytest.mark.parametrize("end", ["COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED"])
-def test_a_push_from_nothing_after_a_session_that_went_on_is_refused(server, folder, end):
-    pushed_from_elsewhere(server, folder, (None, ("COMPLETE", left_behind(3))), ((3, 0), (end, {})))
-    build(folder, Job(), "me")
-    with pytest.raises(InputError, match="a session that goes on after epoch 3, step 0, .* got 'one that begins a run'"):
+@pytest.mark.parametrize("asked", range(5))
+@pytest.mark.parametrize("method", ["GetKernel", "GetKernelSessionStatus", "ListKernelSessionOutput"])
+def test_a_version_that_is_hidden_for_a_moment_is_not_taken_for_none(server, folder, method, asked):
+    pushed_from_elsewhere(server, folder, (None, ("COMPLETE", left_behind(3))), (None, DIED))
+    server.execute = one_epoch_each(5)
+    server.next(method, *[faults.honest] * asked, faults.forbidden)
+    for _ in range(2):
+        with contextlib.suppress(InputError, KaggleTrouble):
+            chain(folder)
+    assert chain(folder) == "done" and [begin_of(version) for version in server.kernels[REF][2:]] == [(3, 0), (4, 0)]
+
+
+@pytest.mark.parametrize("end", LAST.values(), ids=LAST)
+def test_a_run_that_is_finished_is_done_whatever_came_after_it(server, folder, end):
+    pushed_from_elsewhere(server, folder, (None, ("COMPLETE", left_behind(5, 0, "finished", ""))), (None, end))
+    server.execute = one_epoch_each(6)
+    assert [chain(folder) for _ in range(2)][-1] == "done" and len(server.kernels[REF]) == 2
+    assert (folder / "output/run/checkpoints/epoch_0005_step_000000.npz").exists()
+
+
+FIRST = {"refused": None, "cancelled": ("CANCEL_ACKNOWLEDGED", {}, ""), "failed": DIED, "only saved": ("NEW_SCRIPT", {}, "")}
+
+
+@pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
+@pytest.mark.parametrize("seconds", [0, 0.5])
+def test_a_chain_whose_first_session_brought_nothing_goes_on_with_what_was_pushed_by_hand(server, folder, first, seconds):
+    """The session by hand has ended, or runs still, when the chain is started again."""
+    honest, by_hand = one_epoch_each(5), []
+
+    def session(version, mounts):
+        if version.number in by_hand:
+            time.sleep(seconds)
+            return "COMPLETE", left_behind(3), ""
+        return honest(version, mounts) if by_hand else first
+
+    server.execute = session
+    if first is None:
+        server.next("SaveKernel", faults.error("Maximum weekly GPU quota of 30.00 hours reached."))
+    with contextlib.suppress(InputError):
+        chain(folder, settings={"epochs": 5})
+    by_hand.append(len(server.kernels.get(REF, [])) + 1)
+    push_once(folder)
+    if not seconds:
+        server.wait(REF)
+    assert chain(folder) == "done"
+    assert [begin_of(version) for version in server.kernels[REF][by_hand[0]:]] == [(3, 0), (4, 0)]
+
+
+def saved_on_the_website(server):
+    """A quick save of a notebook without a job."""
+    notebook = json.dumps({"cells": [], "metadata": {"kernelspec": {"name": "python3"}}})
+    server.SaveKernel({"slug": REF, "newTitle": "face-gan-celeba", "text": notebook, "kernelType": "notebook",
+                       "kernelExecutionType": "QUICK_SAVE"})
+
+
+BEFORE = {"paused": left_behind(3), "finished": left_behind(3, 0, "finished", ""), "diverged": left_behind(3, 0, "diverged", "NaN"),
+          "ended by an error": left_behind(3, 0, "running", "")}
+
+
+@pytest.mark.parametrize("left", BEFORE.values(), ids=BEFORE)
+@pytest.mark.parametrize("after", ["nothing", "failed", "cancelled", "saved", "another job"])
+def test_a_push_from_nothing_after_a_run_is_refused(server, folder, left, after):
+    later = {"failed": [((3, 0), DIED)], "cancelled": [(None, LAST["cancelled"])]}.get(after, [])
+    pushed_from_elsewhere(server, folder, (None, ("COMPLETE", left)), *later)
+    if after == "saved":
+        saved_on_the_website(server)
+    if after == "another job":  # of another version of this package
+        server.kernels[REF][0].text = server.kernels[REF][0].text.replace("'epochs': 5", "'epocs': 5")
+    before = len(server.kernels[REF])
+    build(folder, Job(settings={"epochs": 5}), "me")
+    with pytest.raises(InputError, match="a session that goes on after epoch 3, step 0, as version 1 left it, got 'one that begins a run'"):
         push_once(folder)
-    assert pushes(server) == 2
+    server.execute = one_epoch_each(5)
+    with contextlib.suppress(InputError):
+        chain(folder)
+    assert None not in [begin_of(version) for version in server.kernels[REF][before:]]
+
+
+@pytest.mark.parametrize("status", [b"{", b"[]", None], ids=["damaged", "odd", "none"])
+def test_a_push_from_nothing_after_a_run_that_cannot_be_read_is_refused(server, folder, status):
+    left = {name: content for name, content in left_behind(3).items() if name != session_module.SUMS}
+    left = left | {"run/status.json": status} if status else {name: left[name] for name in left if "status" not in name}
+    pushed_from_elsewhere(server, folder, (None, ("COMPLETE", left)), (None, DIED))
+    build(folder, Job(settings={"epochs": 5}), "me")
+    server.execute = one_epoch_each(5)
+    for push_it in (push_once, chain):
+        with pytest.raises(InputError, match="versions whose runs can be read, before a session begins a run, got 'version 1'"):
+            push_it(folder)
+    assert len(server.kernels[REF]) == 2
+
+
+def test_a_run_that_was_deleted_on_the_website_does_not_keep_another_from_beginning(server, folder):
+    pushed_from_elsewhere(server, folder, (None, ("COMPLETE", left_behind(3))), (None, DIED))
+    deleted, last = server.kernels[REF]
+    server.kernels[REF] = [last]
+    assert push_once(folder)
+
+
+def test_a_session_that_an_error_ended_after_some_epochs_is_gone_on_with(server, folder):
+    with_sessions(server, (1, ("COMPLETE", left_behind(1, 0, "running", ""), "facegen: ValueError: a picture\n")))
+    assert chain(folder) == "done" and [begin_of(version) for version in server.kernels[REF]] == [None, (1, 0), (2, 0)]
 
 
 def test_what_was_pushed_by_hand_is_taken_over(server, folder):
@@ -721,6 +942,44 @@ def test_quota_that_runs_out_stops_it_and_the_next_week_goes_on(server, tmp_path
     assert (tmp_path / "kernel/output/run/checkpoints/epoch_0001_step_000000.npz").exists(), "and what there is comes home"
     server.quota_used, server.execute = timedelta(0), first
     assert chain(tmp_path / "kernel") == "done" and pushes(server) == 3
+
+
+STOPS = {"no quota": "GPU quota: ", "cancelled": "session 2 cancelled: ", "no credentials": "credentials that it accepts"}
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("trouble", ["a:b", "../a", "a file in the way"])
+def test_an_output_that_cannot_come_home_does_not_hide_why_the_chain_stops(server, tmp_path, stop, trouble):
+    lines, first = [], one_epoch_each(3)
+
+    def session(version, mounts):
+        if version.number == 2:
+            return LAST["cancelled"]
+        server.quota_used = timedelta(hours=29.5 if stop == "no quota" else 0)
+        if stop == "no credentials":
+            server.next("SaveKernel", faults.unauthorized)
+        status, files, log = first(version, mounts)
+        return status, files | ({trouble: b""} if trouble != "a file in the way" else {}), log
+
+    server.execute = session
+    if trouble == "a file in the way":
+        (tmp_path / "kernel").mkdir()
+        (tmp_path / "kernel/output").touch()
+    try:
+        reason = chain(tmp_path / "kernel", lines)
+    except InputError as error:
+        reason = str(error)
+    assert STOPS[stop] in reason and any(line.endswith(": the output was not fetched") for line in lines)
+
+
+@pytest.mark.parametrize("first, then, outcome", [("CANCEL_REQUESTED", "RUNNING", "cancelled"), ("UNKNOWN", "RUNNING", "vanished"),
+                                                  ("UNKNOWN", "QUEUED", "vanished"), ("CANCEL_REQUESTED", "COMPLETE", "cancelled")])
+def test_a_session_is_judged_by_the_state_in_which_it_was_left(server, tmp_path, monkeypatch, first, then, outcome):
+    """After an hour of waiting, which is none here."""
+    states = [first, *[then] * 9]  # and no more: nothing is followed for ever
+    monkeypatch.setattr(chain_module, "session_status", lambda *_: (states.pop(0), ""))
+    monkeypatch.setattr(chain_module, "PATIENCE", -1)
+    assert chain(tmp_path / "kernel").startswith(f"session 1 {outcome}: ")
 
 
 def test_other_settings_do_not_get_into_a_chain(server, tmp_path):
@@ -814,12 +1073,11 @@ def test_a_version_that_was_only_saved_is_not_followed_for_ever(server, tmp_path
 def test_an_accepted_push_whose_check_is_refused_is_pushed(server, tmp_path, fault, checks):
     server.execute, lines = one_epoch_each(2, seconds=0.3), []
     server.next("GetKernel", faults.honest, faults.honest, *[getattr(faults, fault)] * checks)
-    for _ in range(3):
-        try:
-            if chain(tmp_path / "kernel", lines) == "done":
-                break
-        except (InputError, KaggleTrouble):
-            pass
+    for _ in range(2 * checks - 1):  # a second refusal meets the next question, which needs its answer
+        with contextlib.suppress(InputError, KaggleTrouble) if checks == 2 else contextlib.nullcontext():
+            chain(tmp_path / "kernel", lines)
+        assert outcomes(tmp_path / "kernel")[0] != "not pushed"
+    assert outcomes(tmp_path / "kernel") == ["paused", "finished"]
     assert "not pushed" not in outcomes(tmp_path / "kernel") and len(server.kernels[REF]) == 2
 
 
@@ -886,6 +1144,39 @@ def test_what_changes_the_folder_waits_for_the_chain_that_is_followed(server, fo
     after = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "chain.lock"}
     assert after == before and pushes(server) == 1
     assert facegen(capfd, "kernel", "pull", "--folder", folder)[0] == 0
+
+
+@pytest.mark.parametrize("out", ["{folder}/output", "{folder}/../kernel/output", "link/output", "kernel/output", "kernel/output/other"])
+def test_a_pull_into_the_folder_waits_however_it_is_named(server, folder, capfd, monkeypatch, out):
+    monkeypatch.chdir(folder.parent)
+    Path("link").symlink_to("kernel")
+    push_once(folder)
+    server.finish(REF, "COMPLETE", outputs=left_behind(1))
+    with locked(folder):
+        status, _, err = facegen(capfd, "kernel", "pull", "--folder", folder, "--out", out.format(folder=folder))
+    assert status == 2 and "a chain that no other process follows" in err and not (folder / "output").exists()
+
+
+def test_a_push_sends_what_was_built_until_it_has_the_folder_to_itself(server, folder, capfd, monkeypatch):
+    sign_in = Kaggle.__init__
+
+    def slowly(self):
+        sign_in(self)
+        build(folder, Job(slug="other-kernel", hours=3))
+
+    monkeypatch.setattr(Kaggle, "__init__", slowly)
+    assert "version 1 of me/other-kernel: " in facegen(capfd, "kernel", "push", "--folder", folder)[1]
+    assert list(server.kernels) == ["me/other-kernel"] and check_folder(folder)[0]["id"] == "me/other-kernel"
+    assert server.kernels["me/other-kernel"][0].request["sessionTimeoutSeconds"] == 3.5 * 3600
+
+
+def test_build_has_a_new_folder_to_itself(tmp_path, capfd, monkeypatch):
+    def build_it(folder, job):
+        with pytest.raises(InputError, match="a chain that no other process follows"), locked(folder):
+            pass
+
+    monkeypatch.setattr(notebook_module, "build", build_it)
+    assert facegen(capfd, "kernel", "build", "--folder", tmp_path / "new")[0] == 0
 
 
 @pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), OSError(37, "No locks available"), NotImplementedError()])

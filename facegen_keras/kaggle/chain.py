@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FRUITLESS', 'KEPT', 'LAST_OUTCOMES', 'PATIENCE', 'next_move', 'judge', 'judge_run', 'affordable_hours',
-           'push_session', 'patiently', 'printed_so_far', 'follow', 'end_session', 'adopt', 'same_training',
-           'last_that_left_a_run', 'bring_home', 'continue_chain', 'run_chain']
+           'push_session', 'ask_again', 'printed_so_far', 'follow', 'end_session', 'adopt', 'same_training',
+           'bring_home', 'continue_chain', 'run_chain']
 
 # %% ../../nbs/kaggle/chain.ipynb #deae9405
 import math
@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from ..base.errors import InputError, input_error
-from .notebook import build, find_job, find_key, locked, read_job
-from .push import arrived, push
+from .notebook import build, find_job, find_key, own_folder, read_job
+from .push import arrived, newest_run, push
 from .record import SessionChain, new_session
 from facegen_keras.kaggle.service import (
     IN_WORDS, RUNNING, Kaggle, KaggleTrouble, gpu_hours, list_outputs, newest_version, pull, read_status,
@@ -32,10 +32,10 @@ def next_move(
     since: int = 0,  # the first one that this process has seen end
 ) -> tuple[str, object]:  # ("push", where it begins), ("done", None) or ("stop", why)
     "The chain's next move."
-    if sessions and sessions[-1]["outcome"] == "finished":
+    if [each["outcome"] for each in sessions if each["outcome"] in KEPT][-1:] == ["finished"]:
         return "done", None
-    kept = [each["place"] if each["outcome"] in KEPT else each["begin"] for each in sessions]
-    begin = next((place for place in reversed(kept) if place), None)
+    known = [each["place"] if each["outcome"] in KEPT else each["begin"] for each in sessions]
+    begin = next((place for place in reversed(known) if place), None)
     fruitless = 0
     for session in (session for session in sessions[since:] if session["outcome"] != "not pushed"):
         if session["outcome"] in LAST_OUTCOMES:
@@ -52,9 +52,10 @@ def judge(
     ref: str,  # owner/slug
     version: int,
     begin: list | None,  # epoch and step where its session began
+    status: str,  # Kaggle's word at its end
+    failure: str,  # why it failed, if Kaggle says
 ) -> tuple[str, list | None, str]:  # outcome, place, in words
     "How a session that has ended has ended."
-    status, failure = session_status(kaggle, ref, version)
     if status == "UNKNOWN":
         return "vanished", None, f"Kaggle does not show version {version} of {ref} any more"
     if status == "NEW_SCRIPT":
@@ -132,7 +133,7 @@ def push_session(
 PATIENCE = 3600  # seconds with a service that does not answer, or does not tell
 
 
-def patiently(
+def ask_again(
     ask,  # a function of nothing, which changes nothing on Kaggle
     report,  # called with a line for each trouble
     every: float,  # seconds between tries
@@ -171,22 +172,22 @@ def follow(
     report,  # called with each line
     every: float,  # seconds between looks
     patience: float,  # seconds for a version that was saved to start
-) -> None:
+) -> tuple[str, str]:  # Kaggle's last word, why it failed
     "Waits until a session has ended; reports what it prints."
     seen, state, since = 0, "", time.monotonic()
     while True:
-        status, _ = patiently(lambda: session_status(kaggle, ref, version), report, every)
+        status, failure = ask_again(lambda: session_status(kaggle, ref, version), report, every)
         if status != state:
             report(f"version {version} {IN_WORDS.get(status, status)}")
             state, since = status, time.monotonic()
         if status not in ("QUEUED", "UNKNOWN", "NEW_SCRIPT"):
-            said = patiently(lambda: printed_so_far(kaggle, ref, version, status not in RUNNING), report, every)
+            said = ask_again(lambda: printed_so_far(kaggle, ref, version, status not in RUNNING), report, every)
             for line in said[seen:]:
                 report(f"  {line}")
             seen = max(seen, len(said))
-        limit = {"UNKNOWN": PATIENCE, "NEW_SCRIPT": patience}.get(status, math.inf)
+        limit = {"UNKNOWN": PATIENCE, "CANCEL_REQUESTED": PATIENCE, "NEW_SCRIPT": patience}.get(status, math.inf)
         if status not in RUNNING or time.monotonic() - since > limit:
-            return
+            return status, failure
         time.sleep(every)
 
 # %% ../../nbs/kaggle/chain.ipynb #6c5b67e6
@@ -201,39 +202,47 @@ def end_session(
     "From a session without an outcome to one with it."
     ref = chain.record["kernel"]
     if session["version"] is None:  # this process, or the answer, was lost in the midst of a push
-        version = patiently(lambda: arrived(kaggle, ref, session["before"], session["key"], patience), report, every)
+        version = ask_again(lambda: arrived(kaggle, ref, session["before"], session["key"], patience), report, every)
         if version is None:
             return chain.note(session, outcome="not pushed", words="no version with its key is on Kaggle")
         chain.note(session, version=version)
         report(f"session {session['number']} is version {version} of {ref}: going on with it")
-    follow(kaggle, ref, session["version"], report, every, patience)
+    ended = follow(kaggle, ref, session["version"], report, every, patience)
     if not chain.record["image"]:
-        newest = patiently(lambda: newest_version(kaggle, ref), report, every)[2]
+        newest = ask_again(lambda: newest_version(kaggle, ref), report, every)[2]
         chain.record["image"] = getattr(newest, "docker_image", "") or ""
-    outcome, place, words = patiently(lambda: judge(kaggle, ref, session["version"], session["begin"]), report, every)
+    outcome, place, words = ask_again(lambda: judge(kaggle, ref, session["version"], session["begin"], *ended), report, every)
     chain.note(session, outcome=outcome, place=place, words=words)
     report(f"session {session['number']} {outcome}: {words}")
 
 # %% ../../nbs/kaggle/chain.ipynb #2d065503
 def adopt(
-    chain: SessionChain,  # without a session
+    chain: SessionChain,
     kaggle: Kaggle,
     report,  # called with a line
-) -> None:
-    "Takes over a version that is on Kaggle already."
-    ref, ours = chain.record["kernel"], chain.record["job"]
-    version, text, _ = newest_version(kaggle, ref)
-    if not version:
-        return
+) -> bool:  # whether there was one
+    "Takes over a version that the record lacks: the newest, or else the last that left a run."
+    ref, ours, known = chain.record["kernel"], chain.record["job"], {each["version"] for each in chain.sessions}
+    newest, text, _ = newest_version(kaggle, ref)
+    number, run = (newest, None) if newest not in known else newest_run(kaggle, ref, newest) or (0, None)
+    if not number or run and not run["state"]:  # `push` refuses to begin again where that run cannot be read
+        return False
+    if number != newest:
+        shown, text, _ = newest_version(kaggle, ref, number)
+        if not shown:
+            raise KaggleTrouble(f"Kaggle does not show version {number} of {ref}, which left a run")
     if not same_training(text, ours):
         raise input_error("--slug", "the name of a new kernel, or of one with this very training",
                           f"{ref}, which holds something else", "choose another --slug")
     theirs = find_job(text)
-    taken = [] if theirs.begin else last_that_left_a_run(kaggle, ref, version, ours)
     session = new_session(theirs.session, find_key(text), theirs.begin and list(theirs.begin))
-    chain.sessions.extend([*taken, session])
-    chain.note(session, before=version - 1, version=version)
-    report(f"version {version} of {ref} is there already: going on from it")
+    if run:
+        outcome, session["place"], session["words"] = judge_run(run, number, None)
+        session["outcome"] = outcome if outcome in KEPT else "paused"  # an error has ended it, after some epochs
+    chain.sessions.append(session)
+    chain.note(session, before=number - 1, version=number)
+    report(f"version {number} of {ref} is there already: going on from it")
+    return True
 
 
 def same_training(
@@ -243,24 +252,6 @@ def same_training(
     "Whether a notebook holds the training of this chain."
     theirs = find_job(text)
     return theirs is not None and all(plain(theirs)[name] == job[name] for name in ("dataset", "preset", "settings"))
-
-
-def last_that_left_a_run(
-    kaggle: Kaggle,
-    ref: str,  # owner/slug
-    before: int,  # a version
-    job: dict,  # the chain's
-) -> list[dict]:  # one entry of the record, or none
-    "The last session of this training before a version that left a run."
-    for version in range(before - 1, 0, -1):
-        number, text, _ = newest_version(kaggle, ref, version)
-        if number and not same_training(text, job):
-            return []
-        outcome, place, words = judge(kaggle, ref, version, None)
-        if outcome in KEPT:
-            session = new_session(find_job(text).session, find_key(text), None)
-            return [session | {"before": version - 1, "version": version, "outcome": outcome, "place": place, "words": words}]
-    return []
 
 # %% ../../nbs/kaggle/chain.ipynb #d8e1a3b5
 def bring_home(
@@ -275,7 +266,7 @@ def bring_home(
     try:
         if kept:
             pull(kaggle, chain.record["kernel"], max(kept), folder / "output", report)
-    except KaggleTrouble as error:
+    except (KaggleTrouble, InputError, OSError) as error:
         if must:
             raise
         report(f"{error}: the output was not fetched")
@@ -293,8 +284,6 @@ def continue_chain(
     since, heard = len([each for each in chain.sessions if each["outcome"]]), time.monotonic()
     while True:
         try:
-            if not chain.sessions:
-                adopt(chain, kaggle, report)
             if chain.sessions and not chain.sessions[-1]["outcome"]:
                 end_session(chain, chain.sessions[-1], kaggle, report, every, patience)
                 heard = time.monotonic() if chain.sessions[-1]["outcome"] != "not pushed" else heard
@@ -304,6 +293,8 @@ def continue_chain(
                 if move == "done":
                     report(f"finished: the faces are in {folder / 'output' / 'run' / 'samples'}")
                 return "done" if move == "done" else detail
+            if not detail and adopt(chain, kaggle, report):
+                continue
             push_session(chain, detail, folder, kaggle, report, patience)
             heard = time.monotonic()
         except KaggleTrouble as error:
@@ -325,8 +316,7 @@ def run_chain(
     patience: float = 120,  # seconds for a version whose answer was lost
 ) -> str:  # "done", or why it stopped
     "Pushes, follows and resumes sessions until all epochs are trained, then brings the output home."
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with own_folder(folder):
         chain, built = SessionChain(folder), (folder / "kernel-metadata.json").exists()
         before = chain.record["job"] if chain.record else plain(read_job(folder) if built else Job())
         settings = {**before["settings"], **changes.get("settings", {})}

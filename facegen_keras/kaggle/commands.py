@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from ..base.errors import input_error
+from ..base.files import write_file
 from ..base.output import say
 from ..config import parse_settings
 
@@ -76,10 +77,12 @@ def read_folder(
 def build(folder, **given):
     "Write the notebook, with the package inside, and its metadata."
     from facegen_keras.kaggle.notebook import build as build_folder
-    from facegen_keras.kaggle.notebook import kernel_command, locked_if_begun
+    from facegen_keras.kaggle.notebook import find_start, kernel_command, own_folder
     from facegen_keras.kaggle.session import Job
     job = Job(**job_fields(given))
-    with locked_if_begun(folder):
+    if job.start:
+        find_start(job.start)
+    with own_folder(folder):
         build_folder(folder, job)
     say(f"{folder / 'facegen.ipynb'}: try it with {kernel_command('try', folder)}, "
         f"train it with {kernel_command('run', folder)}")
@@ -89,12 +92,12 @@ def build(folder, **given):
 @folder_option
 def try_(folder):
     "Run that notebook here, on drawn faces, in a folder laid out like Kaggle's."
-    from facegen_keras.kaggle.notebook import check_folder, lay_out, run_notebook
+    from facegen_keras.kaggle.notebook import Signals, check_folder, lay_out, run_notebook
     about, text, _ = check_folder(folder)
-    with tempfile.TemporaryDirectory() as place:
+    with Signals() as signals, tempfile.TemporaryDirectory() as place:
         lay_out(Path(place), about["dataset_sources"][0])
         say("running the notebook on drawn faces: less than a minute")
-        status, said = run_notebook(text, Path(place))
+        status, said = run_notebook(text, Path(place), signals=signals)
         say(said)
         shutil.rmtree(folder / "tried", ignore_errors=True)
         shutil.copytree(Path(place) / "working", folder / "tried")
@@ -111,14 +114,15 @@ def push(folder):
     from facegen_keras.kaggle.notebook import NOBODY, check_folder, kernel_command, locked, read_job
     from facegen_keras.kaggle.push import push as push_folder
     from facegen_keras.kaggle.service import Kaggle
-    about, job = check_folder(folder)[0], read_job(folder)
+    read_job(folder)  # a folder without one is answered before Kaggle is asked
     account = Kaggle()
     with locked(folder):
+        about, job = check_folder(folder)[0], read_job(folder)
         if about["id"].startswith(NOBODY + "/"):
-            named = json.dumps(about, indent=1).replace(NOBODY + "/", account.owner + "/")
-            (folder / "kernel-metadata.json").write_text(named + "\n")
-        version = push_folder(account, folder, job.hours, say)
-    say(f"version {version} of {read_folder(folder)}: {kernel_command('status', folder)} tells how it is")
+            named = json.dumps(about, indent=1, ensure_ascii=False).replace(NOBODY + "/", account.owner + "/")
+            write_file(folder / "kernel-metadata.json", (named + "\n").encode())
+        version, ref = push_folder(account, folder, job.hours, say), read_folder(folder)
+    say(f"version {version} of {ref}: {kernel_command('status', folder)} tells how it is")
 
 
 @kernel.command()
@@ -147,7 +151,8 @@ def pull(folder, out, asked):
                           f"version {version}, which {IN_WORDS[state]}" if version else "none",
                           "wait for it, push it, or name an older one with --version")
     target = out or folder / "output"
-    with locked(folder) if target == folder / "output" else contextlib.nullcontext():  # a chain writes there too
+    here = target.resolve().is_relative_to(folder.resolve())  # a chain writes there too
+    with locked(folder) if here else contextlib.nullcontext():
         pull_output(account, ref, version, target, say)
 
 
@@ -157,10 +162,13 @@ def pull(folder, out, asked):
 def run(folder, **given):
     "Push, follow, resume until all epochs are trained; bring it home."
     from facegen_keras.kaggle.chain import run_chain
+    from facegen_keras.kaggle.notebook import find_start
     from facegen_keras.kaggle.service import Kaggle
     from facegen_keras.kaggle.session import Job
     fields = job_fields(given)
-    Job(**fields)  # a wrong option is answered before Kaggle is asked
+    job = Job(**fields)  # a wrong option is answered before Kaggle is asked
+    if job.start:
+        find_start(job.start)
     reason = run_chain(folder, fields, Kaggle(), say)
     if reason != "done":
         raise input_error("facegen kernel run", "all epochs", reason, "see to that, then run it again")

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'STORY', 'FIRST_CELL', 'NOBODY', 'MACHINE', 'KEYS', 'MAY_LACK', 'FOLDER', 'LOCK', 'OURS', 'TRIAL',
-           'make_wheel', 'wheel_digest', 'find_story', 'make_first_cell', 'without_links', 'shows_a_file',
+           'find_start', 'make_wheel', 'wheel_digest', 'find_story', 'make_first_cell', 'without_links', 'shows_a_file',
            'make_notebook', 'make_metadata', 'kernel_command', 'check_metadata', 'check_folder', 'find_key', 'find_job',
-           'read_job', 'build', 'locked', 'locked_if_begun', 'lay_out', 'interruptible_client', 'run_notebook',
-           'printed']
+           'read_job', 'refuse_strange', 'build', 'locked', 'own_folder', 'lay_out', 'run_notebook', 'printed']
 
 # %% ../../nbs/kaggle/notebook.ipynb #d3282951
 import ast
@@ -15,27 +14,37 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import zipfile
 from pathlib import Path
 
 import facegen_keras
 from ..base.errors import input_error
-from ..base.files import is_leftover, write_file
+from ..base.files import is_foreign, is_leftover, write_file
 from ..base.locks import lock_folder
-from ..config import RunConfig
+from .signals import Signals, interruptible_client
 from .session import SOURCE, Job, slugify
-from ..runs.shipped import SHIPPED
+from ..runs.shipped import find_run
 
 # %% ../../nbs/kaggle/notebook.ipynb #cc34ca9d
 PACKAGE = Path(facegen_keras.__file__).parent
+
+
+def find_start(
+    start: str,  # a shipped generator's name
+) -> Path:
+    "Its folder; `InputError` where a folder here has that name, since at home that one would be meant."
+    if (found := find_run(start)) == Path(start):
+        raise input_error("start", "a generator that comes with the package, and no folder of that name here", start,
+                          "rename that folder, or run this in another")
+    return found
 
 
 def make_wheel(
@@ -45,8 +54,10 @@ def make_wheel(
     name, version = PACKAGE.name, facegen_keras.__version__
     about = f"{name}-{version}.dist-info"
     modules = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "_modidx")
-    modules += sorted((SHIPPED / start).iterdir()) if start else []
     files = {f"{name}/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes() for path in modules}
+    for path in sorted(find_start(start).iterdir()) if start else ():
+        if path.is_file() and not is_foreign(path.name):
+            files[f"{name}/shipped/{start}/{path.name}"] = path.read_bytes()
     files[f"{about}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
     files[f"{about}/WHEEL"] = (b"Wheel-Version: 1.0\nGenerator: facegen_keras\nRoot-Is-Purelib: true\n"
                                b"Tag: py3-none-any\n")
@@ -88,7 +99,7 @@ session.begin_session(job)'''
 
 def make_first_cell(job: Job) -> tuple[str, str]:  # the cell's source; its key
     "The machinery, with the package and the job in it."
-    wheel = make_wheel(RunConfig.preset(job.preset, **job.settings).start)[1]
+    wheel = make_wheel(job.start)[1]
     words = {**dataclasses.asdict(job), "begin": job.begin and tuple(job.begin)}
     key = "facegen-" + hashlib.sha256(wheel + json.dumps(words, sort_keys=True).encode()).hexdigest()[:20]
     return FIRST_CELL.format(key=key, wheel=base64.b64encode(wheel).decode(), job=words), key
@@ -235,6 +246,17 @@ LOCK = "chain.lock"
 OURS = {"facegen.ipynb", "kernel-metadata.json", "chain.json", LOCK, "output", "tried"}
 
 
+def refuse_strange(
+    folder: Path,  # of a kernel, perhaps to be created
+) -> None:
+    "Refuses a folder with files of a person's, unless a chain was begun there: what came since does not stop it."
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    strange = [name for name in names if name not in OURS and not is_leftover(name)]
+    if strange and "chain.json" not in names:
+        raise input_error("--folder", "a new folder, or one that this command has made", f"{folder}, which holds "
+                          f"{strange[0]}", "choose another --folder")
+
+
 def build(
     folder: Path,  # written here: facegen.ipynb, kernel-metadata.json
     job: Job,
@@ -243,10 +265,8 @@ def build(
 ) -> str:  # the notebook's key
     "Writes the folder that is pushed; the same bytes each time."
     notebook, key = make_notebook(job)
+    refuse_strange(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if strange := sorted(path.name for path in folder.iterdir() if path.name not in OURS and not is_leftover(path.name)):
-        raise input_error("--folder", "a new folder, or one that this command has made", f"{folder}, which holds "
-                          f"{strange[0]}", "choose another --folder")
     for name, content in (("facegen.ipynb", notebook), ("kernel-metadata.json", make_metadata(job, owner, image))):
         write_file(folder / name, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     check_folder(folder)
@@ -266,11 +286,15 @@ def locked(
         lock.release()
 
 
-def locked_if_begun(
+@contextlib.contextmanager
+def own_folder(
     folder: Path,  # of a kernel, perhaps to be created
 ):
-    "The same where a chain was begun; a folder without one needs no lock, and gets no file for it."
-    return locked(folder) if (folder / LOCK).exists() else contextlib.nullcontext()
+    "The folder checked, made and locked; one that is refused gets no lock."
+    refuse_strange(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        yield
 
 # %% ../../nbs/kaggle/notebook.ipynb #ff2219a8
 def lay_out(
@@ -289,27 +313,6 @@ def lay_out(
         Image.fromarray(face).save(pictures / f"{number:06d}.jpg", quality=90)
     (pictures.parents[1] / "100k.txt").write_text("".join(f"{number:06d}.jpg\n" for number in range(count)))
 
-# %% ../../nbs/kaggle/notebook.ipynb #c4d8a0b2
-def interruptible_client(*arguments, **options):  # of a `NotebookClient`
-    "A client that Ctrl-C makes shut its process down; it notes that as `interrupted`."
-    from nbclient import NotebookClient
-
-    class Client(NotebookClient):
-        interrupted = False
-
-        async def async_start_new_kernel(self, **options):
-            task = asyncio.current_task()
-
-            def interrupt():
-                self.interrupted = True
-                task.cancel()
-
-            with contextlib.suppress(RuntimeError):  # in a thread, or on Windows: Python's own handler stays
-                asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
-            await super().async_start_new_kernel(**options)
-
-    return Client(*arguments, **options)
-
 # %% ../../nbs/kaggle/notebook.ipynb #c1f92551
 TRIAL = {"image_size": 32, "width": 8, "batch_size": 16, "epochs": 2, "start": None}
 
@@ -319,30 +322,36 @@ def run_notebook(
     folder: Path,  # laid out like Kaggle's
     settings: dict = TRIAL,  # laid over the job's
     hours: float | None = None,  # None: the job's
+    signals: Signals | None = None,  # entered: they end it; None: in the midst of a program that has its own
 ) -> tuple[str, str]:  # COMPLETE or ERROR, as Kaggle calls it; what it printed
     "Runs a notebook as a session on Kaggle would, and keeps it with its outputs in working."
     try:
         import ipykernel
         import nbformat
-        from nbclient.exceptions import CellExecutionError
+        from nbclient import NotebookClient
+        from nbclient.exceptions import CellExecutionError, DeadKernelError
     except ImportError:
         raise input_error("facegen kernel try", "Jupyter's nbclient and ipykernel", "not both of them",
                           "pip install nbclient ipykernel") from None
     notebook = nbformat.reads(text, as_version=4)
     trying = {"folder": str(folder), "settings": settings} | ({} if hours is None else {"hours": hours})
     environment = {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "FACEGEN_TRY": json.dumps(trying), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    client = interruptible_client(notebook, timeout=None, kernel_name="python3",
-                                  resources={"metadata": {"path": str(folder / "working")}})
+    make = functools.partial(interruptible_client, signals) if signals else NotebookClient
+    client = make(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(folder / "working")}})
     status = "COMPLETE"
     try:
         client.execute(env={**os.environ, **environment}, stderr=subprocess.DEVNULL)
     except CellExecutionError:
         status = "ERROR"
-    except (RuntimeError, asyncio.CancelledError):
-        if client.interrupted:
-            raise KeyboardInterrupt from None
-        raise input_error("facegen kernel try", "Jupyter's process to run until the notebook ends", "one that was killed",
+    except (RuntimeError, asyncio.CancelledError) as error:
+        if signals and signals.first:
+            signals.leave()
+        what = "one that was killed" if isinstance(error, DeadKernelError) else str(error)
+        raise input_error("facegen kernel try", "Jupyter's process to run until the notebook ends", what,
                           "see whether memory ran out, then try it again") from None
+    finally:
+        if signals:
+            signals.end = signals.leave
     write_file(folder / "working" / "__notebook__.ipynb", nbformat.writes(notebook).encode())
     return status, printed(notebook)
 

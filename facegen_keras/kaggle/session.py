@@ -24,7 +24,7 @@ from pathlib import Path
 from ..base.errors import input_error
 from ..base.files import write_file
 from ..config import RunConfig
-from ..runs.shipped import shipped_names
+from ..runs.shipped import refuse_another_shape, shipped_names
 
 # %% ../../nbs/kaggle/session.ipynb #ab5c1048
 STARTED = time.monotonic()  # on Kaggle the first cell imports this, and the hours begin
@@ -55,12 +55,14 @@ class Job:
     begin: tuple | None = None  # (epoch, step) that the attached output has reached; None: a new run
 
     def __post_init__(self):
-        start = RunConfig.preset(self.preset, **self.settings).start  # refuses what does not exist
+        config = RunConfig.preset(self.preset, **self.settings)  # refuses what does not exist
         for name in {"data", "out"} & self.settings.keys():
             raise input_error("--set", "settings of the training", name, "leave it out: Kaggle says where things are")
-        if start and start not in shipped_names():
-            raise input_error("start", "a generator that comes with the package, which travels to Kaggle with it", start,
-                              "leave it out, or start that run at home")
+        if config.start and config.start not in shipped_names():
+            raise input_error("start", "a generator that comes with the package, which travels to Kaggle with it",
+                              config.start, "leave it out, or start that run at home")
+        if config.start:
+            refuse_another_shape(config)
         if not re.fullmatch(SOURCE, self.dataset):
             raise input_error(
                 "--dataset", "owner/name, as in a dataset's address", self.dataset, "look it up on Kaggle"
@@ -73,6 +75,11 @@ class Job:
             raise input_error(
                 "--hours", f"more than 0 and at most {MOST_HOURS}", self.hours, "Kaggle ends a session after 12 hours"
             )
+
+    @property
+    def start(self) -> str | None:
+        "The shipped generator that its run starts from."
+        return RunConfig.preset(self.preset, **self.settings).start
 
 # %% ../../nbs/kaggle/session.ipynb #efdfe3f2
 def plain(job: Job) -> dict:  # of lists, numbers, strings and dictionaries
