@@ -145,7 +145,7 @@ class RunConfig(Recipe):
 
 # %% ../nbs/01_config.ipynb #1654a60c
 MODERN = dict(networks="residual", latents="normal", latent_dim=128, width=32, loss="relativistic",
-              gamma=(8.0, 8.0), anchor=(0.1, 0.01), d_learning_rate=2e-4, g_learning_rate=2e-4, final_rate=0.2, beta_1=0.0,
+              gamma=(8.0, 8.0), anchor=(0.1, 0.1), d_learning_rate=2e-4, g_learning_rate=2e-4, final_rate=0.2, beta_1=0.0,
               beta_2=(0.99, 0.99), input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
