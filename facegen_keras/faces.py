@@ -144,16 +144,14 @@ class Faces:
     ):
         self.source, self.layout, self.crop, self.image_size = source, layout, crop, image_size
         self.listed, self.remarks = source.names, []  # all that is there, used or not; lines on what is left out
-        self.unreadable = {}  # name -> reason, met while training
-        self.drive_error = None  # an `InputError`, met while training
+        self.unreadable, self.drive_error = {}, None  # name -> reason, and an `InputError`: met while training
         self.held_out, self._decoded = None, None  # the former: what their run holds out, see runs/held_out
 
     def __len__(self) -> int:
         return len(self.source.names)
 
     def __repr__(self) -> str:
-        what = f"{len(self):,} faces of {self.image_size} pixels"
-        return f"{what}, layout {self.layout}, crop {self.crop}"
+        return f"{len(self):,} faces of {self.image_size} pixels, layout {self.layout}, crop {self.crop}"
 
     def name(self, index: int) -> str:
         "The path of a picture inside the collection."

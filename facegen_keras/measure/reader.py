@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'KIND_ENDS', 'READER_SEED', 'LESSONS', 'SURE', 'RIGHT', 'UNSURE', 'COVERED', 'LEAST_EXPECTED', 'drawn_faces',
-           'make_reader', 'reader_loss', 'disturbed', 'lessons_digest', 'keep_reader', 'recall_reader', 'ModeReader',
-           'shares', 'mode_coverage']
+           'make_reader', 'reader_loss', 'disturbed', 'lessons_digest', 'keep_reader', 'recall_reader', 'sure_answers',
+           'ModeReader', 'shares', 'mode_coverage']
 
 # %% ../../nbs/measure/reader.ipynb #2527dbc0
 import contextlib
@@ -135,12 +135,23 @@ def recall_reader(
         reader.accuracy, reader.judged = accuracy, judged
     return digest == lessons_digest()
 
-# %% ../../nbs/measure/reader.ipynb #d72e8249
+# %% ../../nbs/measure/reader.ipynb #2aec9c6f
 SURE = 0.8  # an answer of less probability does not count
 RIGHT = 0.9  # of the answers for a kind, or the kind is not judged
 UNSURE = -1
 
 
+def sure_answers(
+    logits: np.ndarray,  # (B, 61) float64
+) -> np.ndarray:  # (B, 11) int8: kinds, or `UNSURE`
+    "The most probable kind of each attribute, where it is probable enough."
+    answers = []
+    for part in np.split(logits, KIND_ENDS[:-1], axis=1):
+        odds = np.exp(part - part.max(1, keepdims=True))
+        answers.append(np.where(odds.max(1) >= SURE * odds.sum(1), part.argmax(1), UNSURE))
+    return np.stack(answers, axis=1).astype("int8")
+
+# %% ../../nbs/measure/reader.ipynb #d72e8249
 class ModeReader:
     "Tells the visible kinds of drawn faces; `accuracy` and `judged` say how well."
 
@@ -196,12 +207,7 @@ class ModeReader:
         "What is seen in a batch of (B, S, S, 3) uint8 pictures."
         if images.shape[1] > self.side:
             images = box_mean(images, self.side)
-        logits = np.asarray(ops.convert_to_numpy(self.network.predict_on_batch(images)), np.float64)
-        answers = []
-        for part in np.split(logits, KIND_ENDS[:-1], axis=1):
-            odds = np.exp(part - part.max(1, keepdims=True))
-            answers.append(np.where(odds.max(1) >= SURE * odds.sum(1), part.argmax(1), UNSURE))
-        return np.stack(answers, axis=1).astype("int8")
+        return sure_answers(np.asarray(self.network.predict_on_batch(images), np.float64))
 
 # %% ../../nbs/measure/reader.ipynb #1b15a5fe
 COVERED = 0.25  # of the frequency among real faces
