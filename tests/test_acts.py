@@ -239,7 +239,7 @@ def test_a_run_begins_with_another_generator(whole_run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("changes", "line"), [
-    (dict(width=8), "width, with start=.*: expected 4, got 8; set width as in that run"),
+    (dict(width=8), "width, with start=.*: expected 4, as that generator has it, got 8; give --set width=4"),
     (dict(start="nowhere"), "start: expected a folder that holds a run with a checkpoint, got 'nowhere'")])
 def test_another_generator_is_refused_before_anything_is_written(whole_run, tmp_path, changes, line):
     config = RunConfig.preset("small", **ACTS | dict(start=str(whole_run[0]), out=str(tmp_path / "gan")) | changes)

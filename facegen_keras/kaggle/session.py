@@ -24,7 +24,7 @@ from pathlib import Path
 from ..base.errors import input_error
 from ..base.files import write_file
 from ..config import RunConfig
-from ..runs.shipped import refuse_another_shape, shipped_names
+from ..runs.shipped import refuse_another_generator, shipped_config, shipped_names
 
 # %% ../../nbs/kaggle/session.ipynb #ab5c1048
 STARTED = time.monotonic()  # on Kaggle the first cell imports this, and the hours begin
@@ -62,7 +62,7 @@ class Job:
             raise input_error("start", "a generator that comes with the package, which travels to Kaggle with it",
                               config.start, "leave it out, or start that run at home")
         if config.start:
-            refuse_another_shape(config)
+            refuse_another_generator(shipped_config(config.start), config)
         if not re.fullmatch(SOURCE, self.dataset):
             raise input_error(
                 "--dataset", "owner/name, as in a dataset's address", self.dataset, "look it up on Kaggle"
