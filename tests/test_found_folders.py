@@ -117,7 +117,7 @@ def test_folders_of_copies_are_not_entered(tmp_path, monkeypatch, name):
     ("checkpoints.tar.gz.part", False), ("config.json.tmp.part", False), ("samples.part", False), ("samples-old.zip.part", False),
     ("samples/epoch_0001-mine.png.part", False), ("faces_seed_3.png.0123abcd.part", False), ("log.jsonl.0123abc.part", False),
     ("log.jsonl.0123abcd.part", True), ("status.json.part", True), ("samples/epoch_0001.png.0123abcd.part", True),
-    ("checkpoints/epoch_0001_step_000002.npz.part", True), ("images.json.gz.00000000.part", True), ("best.part.keras", True)])
+    ("checkpoints/epoch_0001_step_000002.npz.part", True), ("images.json.gz.00000000.part", True), ("best.keras.part", True)])
 def test_half_written_files_of_a_run_and_no_others_are_swept(tmp_path, name, ours):
     folder = pytest.importorskip("facegen_keras.runs.folder")
     write(tmp_path, {name: b""})

@@ -96,7 +96,7 @@ def test_each_record_has_the_work_of_its_arms(record, name, arm, limit):
 @pytest.mark.usefixtures("few_pairs")
 def test_drawn_faces_come_with_the_kinds_that_are_missing(tmp_path, monkeypatch, reader):
     arms = {"one": dict(preset="demo", epochs=(1,))}
-    monkeypatch.setattr(experiments_module, "ModeReader", lambda image_size: reader)
+    monkeypatch.setattr(experiments_module, "ModeReader", lambda image_size, cache: reader)
     with pytest.raises(InputError, match="seeds: expected one with drawn faces"):
         measure_arms(arms, (0, 1), "toy", str(tmp_path), count=100, small=TINY)
     record = measure_arms(arms, (0,), "toy", str(tmp_path), count=100, small=TINY)

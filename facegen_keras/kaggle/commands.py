@@ -77,11 +77,12 @@ def read_folder(
 def build(folder, **given):
     "Write the notebook, with the package inside, and its metadata."
     from facegen_keras.kaggle.notebook import build as build_folder
-    from facegen_keras.kaggle.notebook import find_start, kernel_command, own_folder
+    from facegen_keras.kaggle.notebook import find_start, find_story, kernel_command, own_folder
     from facegen_keras.kaggle.session import Job
     job = Job(**job_fields(given))
     if job.start:
         find_start(job.start)
+    find_story()  # a package that has lost it makes no folder
     with own_folder(folder):
         build_folder(folder, job)
     say(f"{folder / 'facegen.ipynb'}: try it with {kernel_command('try', folder)}, "
