@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import facegen_keras  # noqa: E402, F401  before any test imports Keras: it asks for oneDNN, as in processes of its own
 
 
 def pytest_configure(config):
