@@ -241,10 +241,10 @@ def evaluate(run, data, count, seeds, best, fid, out):
     check_target(out)
     start_keras()
     from facegen_keras import metrics
-    from facegen_keras.measure import fid as inception
     from facegen_keras.data.store import cache_folder
+    from facegen_keras.features.features import take
+    from facegen_keras.measure import fid as inception
     from facegen_keras.measure.reader import ModeReader
-    from facegen_keras.runs.folder import Run
     from facegen_keras.runs.start import load_gan
     config = Run(run).config
     if fid:
@@ -257,6 +257,7 @@ def evaluate(run, data, count, seeds, best, fid, out):
     if train.layout == "toy":
         with progress_bar("learning to read drawn faces") as progress:
             reader = ModeReader(config.image_size, progress=progress, cache=cache_folder())
+
     def make_faces(seed):
         with progress_bar(f"making the faces of seed {seed}") as progress:
             return gan.generate(used, seed, progress)
@@ -266,7 +267,7 @@ def evaluate(run, data, count, seeds, best, fid, out):
     write_record(out, record)
     show(metrics.metrics_table(record))
     if fid:
-        real = metrics.take(train, metrics.choose_compared(used, len(train), len(held_out))[0])
+        real = take(train, metrics.choose_compared(used, len(train), len(held_out))[0])
         say("computing FID by another package", err=True)
         record["fid"] = inception.inception_fid(make_faces(0), real)
         write_record(out, record)

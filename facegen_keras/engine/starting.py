@@ -37,7 +37,7 @@ def held_back_stderr():
         except Exception as error:
             held.seek(0)
             if not isinstance(error, InputError):  # this one says it all
-                with contextlib.suppress(OSError):  # nobody may be left to read it
+                with contextlib.suppress(OSError):  # its reader may have gone
                     os.write(stderr, held.read())
             raise
 
@@ -55,7 +55,7 @@ def import_keras():  # the module; `InputError` if it cannot start as the user's
         raise input_error("Keras", "settings that it can start with", first_line(error),
                           "mend KERAS_BACKEND or keras.json") from error
 
-
+# %% ../../nbs/engine/starting.ipynb #344e7a2e
 def find_devices(keras) -> None:
     "Joins the other processes if there are any, and has the backend look for devices; `InputError` if it fails."
     if (name := keras.backend.backend()) not in ("tensorflow", "jax"):
@@ -74,7 +74,7 @@ def find_devices(keras) -> None:
         raise input_error("KERAS_BACKEND", "a backend that finds its devices", f"{name}: {first_line(error)}",
                           "see to its variables, such as JAX_PLATFORMS, CUDA_VISIBLE_DEVICES and KERAS_DISTRIBUTION_...") from error
 
-
+# %% ../../nbs/engine/starting.ipynb #ad33e6e2
 def start_keras() -> None:
     "Imports Keras with its backend, joins the other processes if there are any, and looks for devices, quietly."
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'GRID', 'STAGE_SCALES', 'FEATURE_SIZES', 'FEATURES_SHA256', 'random_kernels', 'fingerprint',
-           'RandomFeatures', 'in_batches']
+           'RandomFeatures', 'in_batches', 'take']
 
 # %% ../../nbs/features/features.ipynb #6da931fc
 import hashlib
@@ -90,3 +90,16 @@ def in_batches(
         results.append(function(batch))
         tick(len(batch))
     return np.concatenate(results)
+
+
+def take(
+    pictures,  # a sequence of (S, S, 3) uint8
+    indices,  # whole numbers
+    tick=lambda count: None,  # called with the number of pictures read since
+) -> np.ndarray:  # (N, S, S, 3) uint8
+    "Some of the pictures, as one array."
+    found = []
+    for index in indices:
+        found.append(pictures[index])
+        tick(1)
+    return np.stack(found)

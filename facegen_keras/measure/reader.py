@@ -23,7 +23,7 @@ import facegen_keras
 from ..base.files import write_file
 from ..data.attributes import ATTRIBUTES, HIDDEN
 from ..features.distances import box_mean, smooth_images
-from ..features.features import in_batches
+from ..features.features import in_batches, take
 from ..gan import keeping_random
 from ..toyfaces import ToyFaces
 
@@ -43,11 +43,7 @@ def drawn_faces(
     faces = ToyFaces(count, image_size, seed, cache_bytes=0)
     seen = [faces.attributes(index).visible for index in range(count)]
     labels = [[kinds.index(face[name]) for name, kinds in KINDS.items()] for face in seen]
-    pictures = []
-    for index in range(count):
-        pictures.append(faces[index])
-        tick(1)
-    return np.stack(pictures), np.array(labels, "int32")
+    return take(faces, range(count), tick), np.array(labels, "int32")
 
 # %% ../../nbs/measure/reader.ipynb #b29271c2
 def make_reader(
@@ -130,10 +126,11 @@ def recall_reader(
             weights = [file[f"arr_{place}"] for place in range(len(reader.network.weights))]
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
         return False
-    if digest == lessons_digest():
-        reader.network.set_weights(weights)
-        reader.accuracy, reader.judged = accuracy, judged
-    return digest == lessons_digest()
+    if digest != lessons_digest():
+        return False
+    reader.network.set_weights(weights)
+    reader.accuracy, reader.judged = accuracy, judged
+    return True
 
 # %% ../../nbs/measure/reader.ipynb #2aec9c6f
 SURE = 0.8  # an answer of less probability does not count

@@ -7,9 +7,10 @@ __all__ = ['MARKS', 'mix_sets', 'draw_sheet', 'count_marks']
 
 # %% ../../nbs/measure/sheet.ipynb #845a9f38
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ..base.errors import input_error
+from ..runs.viz import captioned, image_grid
 
 # %% ../../nbs/measure/sheet.ipynb #88396699
 def mix_sets(
@@ -26,18 +27,11 @@ def draw_sheet(
     images: np.ndarray,  # (N, S, S, 3) uint8
     first: int = 1,  # the number of the first face
     columns: int = 8,
-    scale: int = 2,  # times as large as they are, by Lanczos' filter
-) -> Image.Image:
+    scale: int = 2,  # times as large as they are
+) -> Image.Image:  # RGB
     "Faces with a number under each."
-    side, text = scale * images.shape[1], 14
-    width, height = columns * (side + 4), -(-len(images) // columns) * (side + text + 4)
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, image in enumerate(images):
-        top, left = (index // columns) * (side + text + 4), (index % columns) * (side + 4)
-        sheet.paste(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS), (left, top))
-        draw.text((left + 2, top + side), str(first + index), "black")
-    return sheet
+    numbered = [np.asarray(captioned(image, str(number), scale)) for number, image in enumerate(images, first)]
+    return Image.fromarray(image_grid(np.stack(numbered), columns))
 
 # %% ../../nbs/measure/sheet.ipynb #2f7d233d
 MARKS = ("whole", "flawed", "broken")

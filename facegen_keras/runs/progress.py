@@ -98,7 +98,7 @@ def progress_line(
     losses = losses_text(line, loss, 3, "  ")
     return f"epoch {line['epoch']:6.2f}/{epochs}  {losses}  {told}  {images_per_s:.1f} images/s"
 
-
+# %% ../../nbs/runs/progress.ipynb #3c8a424a
 def losses_text(
     line: dict,  # of the log
     loss: Loss,  # of the run
@@ -115,7 +115,7 @@ def frechet_text(
     "The last distance and the least."
     return f"frechet {measured[-1]:.0f} (best {min(measured):.0f})"
 
-
+# %% ../../nbs/runs/progress.ipynb #4fe5c89c
 def bar_text(
     line: dict | None,  # of the log; None before the first
     loss: Loss,  # of the run

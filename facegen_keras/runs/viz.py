@@ -10,7 +10,7 @@ __all__ = ['GENERATED', 'image_grid', 'png_text', 'to_png', 'draw_act', 'draw_di
 import io
 import math
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 import matplotlib
 from matplotlib.figure import Figure
@@ -137,7 +137,9 @@ def timelapse(
     "Frames one after the other, captioned."
     if not frames:
         raise ValueError("frames: expected at least one picture, got none; pass the grids of a run's epochs")
-    pictures = [captioned(frame, caption, max_side) for frame, caption in zip(frames, captions, strict=True)]
+    scale = min(1, max_side / max(frames[0].shape))
+    pictures = [captioned(frame, caption, scale).quantize(256, dither=Image.Dither.NONE)  # colours of its own
+                for frame, caption in zip(frames, captions, strict=True)]
     durations = [round(1000 * seconds)] * len(pictures)
     durations[0] = durations[-1] = round(4000 * seconds)
     buffer = io.BytesIO()
@@ -149,13 +151,12 @@ def timelapse(
 def captioned(
     frame: np.ndarray,  # (H, W, 3) uint8
     caption: str,
-    max_side: int,  # pixels
-) -> Image.Image:  # with a palette
-    "A frame, reduced if it must be, above a white strip with its caption; 256 colours of its own."
-    picture = Image.fromarray(frame)
-    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    scale: float = 1.0,  # times as large as it is, by Lanczos' filter
+) -> Image.Image:  # RGB
+    "A frame above a white strip with its caption."
+    picture = ImageOps.scale(Image.fromarray(frame), scale, Image.Resampling.LANCZOS)
     page = Image.new("RGB", (picture.width, picture.height + 20), "white")
     page.paste(picture)
     font = ImageFont.truetype(matplotlib.get_data_path() + "/fonts/ttf/DejaVuSans.ttf", 12)
     ImageDraw.Draw(page).text((6, picture.height + 2), caption, fill="black", font=font)
-    return page.quantize(256, dither=Image.Dither.NONE)
+    return page
