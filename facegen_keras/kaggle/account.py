@@ -63,7 +63,7 @@ class Kaggle:
         self.client.__enter__()
         for scheme in ("https://", "http://"):
             self.client.http_client()._session.mount(scheme, Bounded())
-        self.owner = self.owner or account_name(self.client, token)
+        self.owner = self.owner or self.patiently(lambda: account_name(self.client, token))
 
     def call(
         self,
@@ -85,10 +85,17 @@ class Kaggle:
         raise problem
 
     def ask(self, method: str, **fields):
-        "A request that changes nothing: sent again where the answer was lost."
+        "A request that changes nothing; `KaggleTrouble` if it is not answered, again and again."
+        return self.patiently(lambda: self.call(method, **fields))
+
+    def patiently(
+        self,
+        send,  # a function; `KaggleTrouble` unless it was answered
+    ):  # what it returns
+        "Sends what changes nothing, and sends it again where the answer was lost."
         for wait in (*self.WAITS, None):
             try:
-                return self.call(method, **fields)
+                return send()
             except KaggleTrouble as error:
                 if wait is None or error.status == 200 or error.is_final:
                     raise
