@@ -19,7 +19,7 @@ def draw_changes(
     image_size: int,  # S, their side in pixels
     strength: float,  # the setting `augment`: probability of each of colour, shift and cut-out; in [0, 1], not checked
     seed_generator: keras.random.SeedGenerator,  # its state moves on
-    uniform=keras.random.uniform,  # draws the numbers in [0, 1); `FaceGAN` passes one that draws a process's own rows
+    uniform=keras.random.uniform,  # draws the numbers in [0, 1); `draw_pair_changes` passes one that draws a process's own rows
 ):  # (count, 8) float32: brightness, saturation, contrast; down, right, top, left, side in whole pixels
     "What is to be done to each picture; a change that is not applied has zeros."
     numbers = uniform((count, 10), dtype="float32", seed=seed_generator)
