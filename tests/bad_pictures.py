@@ -107,8 +107,6 @@ BAD = {  # name: (its bytes, or what makes it at a path; a part of the reason)
     "counter.gif": (save(noise(1, 1), "GIF"), "too small: 1 x 1 pixels"),
     "strip.png": (save(noise(8, 900)), "a strip: 8 x 900 pixels"),
     "long.bmp": (too_long, f"too large: {MAX_BYTES + 1:,} bytes"),
-    "link to nothing.jpg": (link_to("nowhere.jpg"), "a link to nothing"),
-    "link to itself.jpg": (link_to("link to itself.jpg"), "a link that leads in a circle"),
     "link to a pipe.jpg": (link_to_pipe, "not a regular file"),
     "link to zeros without end.jpg": (link_to("/dev/zero"), "not a regular file"),
     "duplicate.png": (GOOD[0], "the same bytes as good/0.png"),

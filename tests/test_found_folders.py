@@ -1,5 +1,6 @@
 """Folders, zips and pictures as they are found: other programs' files, links, lists, colours, sizes."""
 
+import errno
 import io
 import os
 import struct
@@ -19,6 +20,7 @@ from PIL import Image, ImageCms
 from facegen_keras.base.errors import InputError
 from facegen_keras.base.files import is_foreign, is_leftover, write_file
 from facegen_keras.config import RunConfig
+from facegen_keras.data import layouts
 from facegen_keras.data import pictures as pictures_module
 from facegen_keras.data import tree
 from facegen_keras.data.check import check_faces, examine
@@ -302,6 +304,13 @@ def test_celeba_in_other_proportions_is_square(tmp_path):
         load_faces(tmp_path, crop="article")
 
 
+def test_a_list_among_more_files_than_are_looked_at_is_found_by_its_name(tmp_path, monkeypatch):
+    folder, listing = celeba(tmp_path, "beside")
+    write(tmp_path, {listing: LIST})
+    monkeypatch.setattr(layouts, "MOST_ENTRIES", 0)
+    assert len(load_faces(tmp_path / folder)) == 5
+
+
 # Nothing vanishes without a word
 
 def test_links_are_followed_and_circles_end(tmp_path):
@@ -333,6 +342,48 @@ def test_a_link_is_followed_or_called_what_it_is(tmp_path, files, links, listed,
     faces = load_faces(tmp_path / "set")
     assert names(faces) == listed and faces.remarks == ([f"not looked at: {line}"] if line else [])
     assert check_faces(faces) == {}
+
+
+def test_a_link_to_nothing_is_counted_and_a_second_name_of_a_picture_is_found_by_the_check(tmp_path):
+    write(tmp_path / "set", {"a/x.png": picture(1), "a/z.png": picture(2)})
+    for link, target in {"gone.jpg": "nowhere.jpg", "circle.png": "circle.png", "through.png": "a/x.png/y", "gone": "nowhere",
+                         "y.png": "a/x.png"}.items():
+        (tmp_path / "set" / link).symlink_to(target)
+    faces = load_faces(tmp_path / "set")
+    assert names(faces) == ["a/x.png", "a/z.png", "y.png"] and faces.remarks == ["not looked at: 4 behind a link to nothing"]
+    assert check_faces(faces) == {"y.png": "the same bytes as a/x.png"}
+
+
+def test_a_link_that_breaks_after_it_was_listed_is_a_bad_picture(tmp_path):
+    write(tmp_path, {"else/a.png": picture(1), "set/b.png": picture(2)})
+    (tmp_path / "set/a.png").symlink_to("../else/a.png")
+    (tmp_path / "set/c.png").symlink_to("../else/a.png")
+    faces = load_faces(tmp_path / "set")
+    (tmp_path / "set/c.png").unlink(), (tmp_path / "set/c.png").symlink_to("c.png"), (tmp_path / "else/a.png").unlink()
+    assert check_faces(faces) == {"a.png": "a link to nothing", "c.png": "a link that leads in a circle"}
+
+
+def test_a_link_to_a_list_that_is_gone_stops(tmp_path):
+    """Without the list its test pictures would be trained on."""
+    celeba(tmp_path / "set", "beside")
+    (tmp_path / "set/list_eval_partition.csv").symlink_to("nowhere")
+    with pytest.raises(InputError, match="expected a list that can be read, got 'list_eval_partition.csv'"):
+        load_faces(tmp_path / "set")
+
+
+def test_a_drive_that_stumbles_at_a_link_loses_no_picture(tmp_path, monkeypatch):
+    write(tmp_path, {"else/a.png": picture(1), "set/b.png": picture(2)})
+    (tmp_path / "set/a.png").symlink_to("../else/a.png")
+
+    def stumbles(path, *arguments, stat=os.stat, **options):
+        if os.fspath(path).endswith("set/a.png"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return stat(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tree.os, "stat", stumbles)
+        faces = load_faces(tmp_path / "set")
+    assert names(faces) == ["a.png", "b.png"] and check_faces(faces) == {}
 
 
 @pytest.mark.parametrize("others, line", [

@@ -1010,12 +1010,13 @@ def test_the_record_keeps_what_it_is_told_and_takes_no_other_training(tmp_path):
     record.note(record.sessions[0], outcome="finished")
     assert SessionChain(tmp_path).sessions == [{"number": 1, "outcome": "finished"}]
     record.change(Job(settings={"epochs": 60}, hours=3))
+    assert SessionChain(tmp_path).record == record.record, "a change is on the disk as well"
     assert record.record["job"]["hours"] == 3 and record.sessions[0]["outcome"] == "finished"
     for other in ({"settings": {"epochs": 59}}, {"settings": {"width": 32}}, {"slug": "other-name"}, {"preset": "demo"}):
         with pytest.raises(InputError, match="with which this chain was begun"):
             record.change(Job(**other))
     record.change(Job(settings={"epochs": 80}))
-    assert record.sessions[0]["outcome"] == "paused"
+    assert SessionChain(tmp_path).sessions == [{"number": 1, "outcome": "paused"}]
 
 
 def test_what_was_built_is_what_is_run(server, tmp_path, capfd):

@@ -15,7 +15,7 @@ from pathlib import Path
 # %% ../../nbs/base/files.ipynb #2bcfbae2
 @contextlib.contextmanager
 def naming(path: Path):
-    "Within it, an `OSError` that comes without a name, as from a full disk, gets this one."
+    "Adds this file's name to an `OSError` that has none, such as that of a full disk."
     try:
         yield
     except OSError as error:
@@ -24,11 +24,11 @@ def naming(path: Path):
 
 
 def write_file(
-    path: Path,  # where it should be; its folder exists
+    path: Path,  # where it should be; its folder exists; a link there is replaced, not followed
     write,  # bytes, or a function that is given the open binary file
-    verify=None,  # a function that is given the path of what was written, and raises if it is not right
+    verify=None,  # a function that is given the path of the temporary file, and raises if it is wrong
 ) -> None:
-    "Writes a file so that it is seen whole or not at all; an `OSError` names the file."
+    "Writes a file whole or not at all: if `write` or `verify` raises, the old file stays. An `OSError` names the file."
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:

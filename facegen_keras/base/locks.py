@@ -32,12 +32,12 @@ def try_to_lock(path: Path) -> None:
 
 # %% ../../nbs/base/locks.ipynb #5c0c0008
 def lock_folder(
-    path: Path,  # of the file; its folder exists
-    what: str,  # the option that names the folder, or the folder itself
-    free: str,  # what is expected of a folder where no other process is at work
-    remedy: str,  # where there is one, or no lock: "choose another --out"
+    path: Path,  # the file to lock, in the folder to keep; made if missing
+    what: str,  # how the message begins, such as "--out"
+    free: str,  # what it says was expected, such as "a folder of one process"
+    remedy: str,  # what it asks for, such as "choose another --out"
 ) -> filelock.BaseFileLock:  # held; `release` ends it
-    "Keeps other processes out of a folder; `InputError` if one is there, or if files cannot be locked."
+    "Keeps other processes out of a folder; `InputError` if one is there or files cannot be locked, `OSError` if none can be made."
     path.open("a").close()  # a folder that cannot be written is another fault
     lock = filelock.FileLock(path, timeout=0)
     try:

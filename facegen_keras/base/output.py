@@ -14,7 +14,7 @@ import time
 def say(
     line: str,
     err: bool = False,  # to stderr
-) -> bool:  # whether it was taken; a reader who has gone wants no more
+) -> bool:  # False if the stream failed; True if it took the line, or if no reader is there
     "Prints at once, also where the output goes to a file or a pipe that a person watches; raises nothing."
     with contextlib.suppress(Exception):
         stream = sys.stderr if err else sys.stdout
@@ -44,14 +44,17 @@ SECONDS_BETWEEN_LINES = 30
 
 def now_and_then(
     report,  # a function that tells a person something
-):  # a function of the same arguments
+    clock=None,  # a function without arguments that gives seconds; None: `time.monotonic`
+):  # a function of the same arguments as `report`
     "Passes on what comes half a minute or more after the last that was passed on; drops the rest."
-    last = time.monotonic()
+    clock = clock or time.monotonic
+    last = clock()
 
     def perhaps(*arguments):
         nonlocal last
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
+        now = clock()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
             report(*arguments)
     return perhaps
 
@@ -59,10 +62,11 @@ def now_and_then(
 @contextlib.contextmanager
 def progress_bar(
     what: str,  # stands before the bar
+    clock=None,  # as that of `now_and_then`
 ):  # yields a function of (done, total) that moves it
     "A bar on a terminal's stderr; elsewhere a line now and then. Raises nothing of its own."
     if not is_terminal(sys.stderr):
-        yield now_and_then(lambda done, total: say(f"{what}: {done / total:.0%}", err=True))
+        yield now_and_then(lambda done, total: say(f"{what}: {done / total:.0%}", err=True), clock)
         return
     from rich.console import Console
     from rich.progress import Progress

@@ -16,7 +16,8 @@ class Signals:
     "Within it the first Ctrl-C or SIGTERM ends what runs; those after it change nothing."
 
     def __init__(self):
-        self.first, self.end = None, self.leave  # the signal that came; what it calls
+        self.first = None  # the signal that came
+        self.end = self.leave  # what it calls; a client puts a function of its own here
 
     def __enter__(self):
         self.before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}

@@ -39,9 +39,11 @@ MARKS = ("whole", "flawed", "broken")
 
 def count_marks(
     origins: list[str],  # the set of each face
-    looks: list[str],  # a judge's look each: a letter a face, w, f or b
+    looks: list[str],  # an odd number; a judge's look each: a letter a face, w, f or b
 ) -> dict[str, dict[str, int]]:  # by set, how many faces have each mark
-    "What counts of several looks at a sheet."
+    "The middle of each face's marks; `InputError` for an even number of looks, or one that does not mark each face once."
+    if len(looks) % 2 == 0:
+        raise input_error("looks", "an odd number of looks, so that one mark is the middle one", len(looks), "add a look")
     letters = "".join(mark[0] for mark in MARKS)
     for look in looks:
         if len(look) != len(origins) or set(look) - set(letters):
