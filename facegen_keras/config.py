@@ -11,7 +11,7 @@ import dataclasses
 from .base.errors import input_error, unknown_name_error
 from .base.loss_table import LOSSES
 from facegen_keras.base.settings import (
-    Rule, Settings, any_text, between, first_and_last, number_from, number_range, one_of, optional_count, setting,
+    Rule, Settings, any_text, between, falling, first_and_last, number_from, number_range, one_of, optional_count, setting,
     whole_number)
 
 # %% ../nbs/01_config.ipynb #233e0975
@@ -43,9 +43,9 @@ class Recipe(Settings):
     gamma: tuple = setting(
         (0.0, 0.0), "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",
         first_and_last(1e6), "P")
-    anchor: tuple = setting(
-        (0.0, 0.0), "in a game after redrawing, weight of what holds pictures to those before it, first,last, see 05_losses",
-        first_and_last(1e6), "P")
+    blur: tuple = setting(
+        (0.0, 0.0), "std of the Gaussian that blurs what the discriminator sees, first,last, pixels at 64 pixels; it grows "
+        "with the side", falling(32), "P")
     batch_size: int = setting(64, "real images a step, and as many generated ones", whole_number(2), "A")
     d_learning_rate: float = setting(4e-5, "Adam's step size, discriminator", between(0, 1), "N")
     g_learning_rate: float = setting(2e-4, "Adam's step size, generator", between(0, 1), "N")
@@ -55,7 +55,7 @@ class Recipe(Settings):
         (0.999, 0.999), "Adam's decay of the mean squared gradient, first,last", first_and_last(1), "P")
     epsilon: float = setting(1e-8, "Adam's guard against division by zero", between(0, 1), "N")
     schedule_images: int = setting(
-        2_000_000, "real images seen until gamma, anchor, step sizes and beta_2 are at their last values", whole_number(1), "P")
+        2_000_000, "real images seen until gamma, blur, step sizes and beta_2 are at their last values", whole_number(1), "P")
     ema_images: int = setting(
         100_000, "images until a weight counts half in the generator's average; 0: no average", whole_number(0), "P")
     real_label_range: tuple = setting(
@@ -87,7 +87,7 @@ def contradictions(recipe: "Recipe"):  # yields (setting, what would have been r
                "set these, or redraw_epochs=0")
 
 # %% ../nbs/01_config.ipynb #ed907cfa
-RETIRED = (("components", 0), ("g_blocks", 1))  # of runs begun before: neither is read any more
+RETIRED = (("components", 0), ("g_blocks", 1), ("anchor", [0.0, 0.0]))  # of runs begun before: none is read any more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,15 +145,15 @@ class RunConfig(Recipe):
 
 # %% ../nbs/01_config.ipynb #1654a60c
 MODERN = dict(networks="residual", latents="normal", latent_dim=128, width=32, loss="relativistic",
-              gamma=(8.0, 8.0), anchor=(0.1, 0.1), d_learning_rate=2e-4, g_learning_rate=2e-4, final_rate=0.2, beta_1=0.0,
+              gamma=(1.0, 1.0), blur=(0.7, 0.0), d_learning_rate=2e-4, g_learning_rate=5e-5, final_rate=0.2, beta_1=0.0,
               beta_2=(0.99, 0.99), input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
     "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=7,
                  d_learning_rate=2e-4, g_learning_rate=4e-4, precision="float32"),
     "modern": MODERN | dict(out="runs/modern", limit=100_000, epochs=60, redraw_epochs=2),
-    "small": MODERN | dict(out="runs/small", limit=9_000, epochs=14, redraw_epochs=6, image_size=64, batch_size=16,
-                           ema_images=10_000, schedule_images=72_000),
+    "small": MODERN | dict(out="runs/small", limit=9_000, epochs=15, redraw_epochs=10, image_size=64, batch_size=16,
+                           ema_images=10_000, schedule_images=45_000),
 }
 
 # %% ../nbs/01_config.ipynb #f2ab766c

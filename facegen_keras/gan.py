@@ -163,11 +163,10 @@ def update_networks(
     def now(scheduled):
         return ops.cast(at_step(scheduled, gan.d_optimizer.iterations), "float32")
 
-    first = gan.first_generator
     given = {"label_factor": lambda: label_factor,
              "gamma": lambda: now(gan.gamma),
              "changes": lambda: draw_pair_changes(ops.shape(real_images)[0], gan.config, gan.seed_generator),
-             "anchor": lambda: first and (now(gan.anchor), first(latents, training=False))}
+             "blur": lambda: now(gan.blur) if any(gan.config.blur) else None}
     return gan.update_by_loss(gan.generator, gan.second, gan.g_optimizer, gan.d_optimizer, real_images, latents,
                               *(given[name]() for name in gan.loss_row.inputs))
 
@@ -210,13 +209,12 @@ class FaceGAN(keras.Model):
         self.loss_row = LOSSES[self.trained_by]
         follows = config.redraw_epochs > 0 and self.loss_row.second == "discriminator"  # what redrawing has learned
         self.ema_ramp = None if follows else EMA_RAMP
-        self.first_generator = averaged_copy(generator) if follows and any(config.anchor) else None
         self.update_by_loss = pkgutil.resolve_name(self.loss_row.update)
         self.seed_generator = keras.random.SeedGenerator(config.seed)
         rng = np.random.default_rng([config.seed, 1])
         self.session_draws = rng.uniform(*config.input_noise_range), rng.uniform(*config.real_label_range)
         self.gamma = schedule(*(value * (config.image_size / 64) ** 3 for value in config.gamma), config)
-        self.anchor = schedule(*config.anchor, config)
+        self.blur = schedule(*(value * config.image_size / 64 for value in config.blur), config)
         self.trackers = list(map(keras.metrics.Mean, self.loss_row.logged))
         self.built, self.best_weights = True, ()  # arrays: the average's when its faces measured best
 

@@ -32,7 +32,8 @@ def weights(network):
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "redraw_epochs", "ramp"), [("demo", 0, 0.05), ("modern", 0, 0.05), ("modern", 2, None)])
 def test_the_average_is_that_of_the_weights_and_statistics(preset, redraw_epochs, ramp):
-    gan = FaceGAN.from_run_config(RunConfig.preset(preset, **SMALL, ema_images=100, redraw_epochs=redraw_epochs))
+    gan = FaceGAN.from_run_config(RunConfig.preset(preset, **SMALL, ema_images=100, redraw_epochs=redraw_epochs,
+                                                    g_learning_rate=4e-4))
     expected = weights(gan.generator)
     for step in range(1, 9):
         gan.step(images(step))
@@ -118,20 +119,31 @@ def test_an_update_on_networks_whose_gradients_are_known():
     np.testing.assert_allclose(float(networks[0].value), -0.001 * g_gradient, rtol=1e-5)
 
 
-def test_the_anchor_pulls_towards_the_pictures_that_it_holds_to():
-    """Even pictures of value 0, held to 0.5: half the squares of 16 * 16 * 3 averages, by the value, is -0.5 * 768."""
-    moved = []
-    for anchor in (None, (0.25, np.full((4, 32, 32, 3), 0.5, "float32"))):
-        latents, real_images = np.zeros((4, 1), "float32"), np.zeros((4, 32, 32, 3), "float32")
-        networks = OnePicture(), OneDot()
-        networks[0].side = 32
+class OnePixel(keras.layers.Layer):
+    """A discriminator that looks at one pixel."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, images, training=None):
+        return self.scale * images[:, 16, 16, :1]
+
+
+def test_a_blur_spreads_what_the_discriminator_sees_and_what_the_generator_is_told():
+    """Reals have a point of 1, which a Gaussian of 2 pixels lowers to 1 / 8 pi; fakes are even, so they stay."""
+    latents, real_images = np.zeros((4, 1), "float32"), np.zeros((4, 33, 33, 3), "float32")
+    real_images[:, 16, 16] = 1
+    for blur in (None, 0.0, 2.0):
+        networks = OnePicture(), OnePixel()
+        networks[0].side = 33
         networks[0](latents), networks[1](real_images)
-        optimizers = [keras.optimizers.SGD(0.001) for _ in networks]
+        optimizers = [keras.optimizers.SGD(0.1) for _ in networks]
         for optimizer, network in zip(optimizers, networks):
             optimizer.build(network.trainable_variables)
-        backend.relativistic_update(*networks, *optimizers, real_images, latents, 0.0, None, anchor)
-        moved.append(float(networks[0].value))
-    np.testing.assert_allclose(moved[1] - moved[0], 0.001 * 0.25 * 0.5 * 768, rtol=1e-3)
+        d_loss, *_ = backend.relativistic_update(*networks, *optimizers, real_images, latents, 0.0, None, blur)
+        difference = 1.0 if not blur else 1 / (8 * np.pi)
+        np.testing.assert_allclose(float(d_loss), np.log1p(np.exp(-difference)), rtol=1e-4)
+        np.testing.assert_allclose(float(networks[0].value), 0.1 / (1 + np.exp(-difference)), rtol=1e-4)
 
 
 def test_schedules_reach_their_last_values():

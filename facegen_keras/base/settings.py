@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['any_text', 'optional_count', 'Rule', 'setting', 'is_number', 'one_of', 'whole_number', 'between', 'number_from',
-           'is_pair', 'number_range', 'first_and_last', 'plain_value', 'Settings']
+           'is_pair', 'number_range', 'first_and_last', 'falling', 'plain_value', 'Settings']
 
 # %% ../../nbs/base/settings.ipynb #81e6582d
 import dataclasses
@@ -74,6 +74,12 @@ def first_and_last(high: float) -> Rule:
     "Where a schedule begins and where it ends."
     return Rule(f"two numbers first,last above 0 and below {high:g}, or 0,0",
                 lambda value: is_pair(value) and (value == (0, 0) or all(0 < number < high for number in value)))
+
+
+def falling(high: float) -> Rule:
+    "A schedule that may come down to 0."
+    return Rule(f"two numbers first,last with 0 <= last <= first < {high:g}",
+                lambda value: is_pair(value) and 0 <= value[1] <= value[0] < high)
 
 # %% ../../nbs/base/settings.ipynb #1f45fc7f
 any_text = Rule("a text that is not empty", lambda value: type(value) is str and value != "")

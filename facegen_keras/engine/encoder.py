@@ -121,9 +121,8 @@ def begin_game(
     redrawn,  # `FaceGAN` that has redrawn
 ) -> None:
     "Hands over the averaged generator, and the encoder's layers, all but the last, to the discriminator."
-    for generator in (gan.generator, gan.ema_generator, gan.first_generator):
-        if generator:
-            generator.set_weights(redrawn.ema_generator.get_weights())
+    for generator in (gan.generator, gan.ema_generator):
+        generator.set_weights(redrawn.ema_generator.get_weights())
     for layer in gan.discriminator.layers:
         if layer.weights and layer.name != "logit":
             layer.set_weights(redrawn.encoder.get_layer(layer.name).get_weights())

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from ..base.errors import InputError, input_error, is_out_of_memory
 from .augment import changes_of_both
 from ..losses import (
-    FAKE, PENALTY_SHARE, REAL, accuracy, anchor_gradient, discriminator_loss, generator_loss, gradient_penalty,
+    FAKE, PENALTY_SHARE, REAL, accuracy, discriminator_loss, generator_loss, gradient_penalty,
     pair_accuracy, relativistic_loss, turned_round)
 
 # %% ../../nbs/engine/step_jax.ipynb #9bd58563
@@ -112,10 +112,10 @@ def relativistic_update(
     latents,  # (B, latent_dim) float32
     gamma,  # scalar float32: the weight of the gradient penalty
     changes=None,  # (2 B, 8) float32, of `draw_changes`, real images first; None: both stay as they are
-    anchor=None,  # the weight of `anchor_gradient`, and the (B, S, S, 3) images that it holds to; None: none
+    blur=None,  # scalar float32: std of the Gaussian, pixels; None: both stay sharp
 ):  # four scalars float32: d_loss (without the penalty), g_loss, accuracy on pairs, penalty (R1 + R2)
     "Both networks' updates, from one pass through the discriminator."
-    change_reals, change_fakes = changes_of_both(changes)
+    change_reals, change_fakes = changes_of_both(changes, blur)
     fake_images, to_weights = make_images(generator, latents)
 
     def judge(weights, fake_images):
@@ -137,9 +137,6 @@ def relativistic_update(
     g_loss = relativistic_loss(fake_logits, real_logits)
     factors = turned_round(real_logits, fake_logits) * g_optimizer.scale_loss(1.0) / d_optimizer.scale_loss(1.0)
     pixel_gradient = factors[:, :, None, None] * pixel_gradient
-    if anchor:
-        weight, held_to = anchor
-        pixel_gradient += g_optimizer.scale_loss(weight) * anchor_gradient(fake_images, held_to)
     apply(g_optimizer, to_weights(pixel_gradient), generator.trainable_variables)
     return d_loss, g_loss, pair_accuracy(real_logits, fake_logits), penalty
 
