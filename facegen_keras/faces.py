@@ -4,22 +4,21 @@
 
 # %% auto #0
 __all__ = ['NOT_KEPT_APART', 'to_float', 'to_pixels', 'epoch_order', 'epoch_flips', 'readable_face', 'require_readable',
-           'batch_pixels', 'check_batch_size', 'Faces', 'follow_names', 'open_source', 'load_faces']
+           'batch_pixels', 'check_batch_size', 'Faces', 'follow_names', 'load_faces']
 
 # %% ../nbs/03_faces.ipynb #07dc1b6f
 import functools
 import itertools
 import os
-import re
 
 import numpy as np
 
 from .base.errors import InputError, input_error
 from .data.pictures import CROPS, UnreadableImage, decode_face
 from .data.layouts import odd_proportions, recognise, spread
-from .data.sources import ARCHIVE_NAME, FolderSource, ZipSource
+from .data.sources import open_source
 from .data.store import DecodedStore, mirror, to_stream
-from .data.tree import is_picture, list_kinds
+from .data.tree import list_kinds
 from .toyfaces import DrawnSource
 
 # %% ../nbs/03_faces.ipynb #af77f450
@@ -206,25 +205,6 @@ def follow_names(
         faces.listed = sorted(there)
     faces.source.follow(names)
     return there
-
-# %% ../nbs/03_faces.ipynb #4193eccf
-def open_source(
-    path,  # a folder or a zip
-):  # a collection that holds at least one picture
-    "The collection at a path."
-    if not os.path.exists(path):
-        raise input_error("data", "toy, a folder of pictures or a .zip of one", str(path),
-                          "check the path, nothing is there")
-    source = FolderSource(path) if os.path.isdir(path) else ZipSource(path)
-    if not any(map(is_picture, source.names)):
-        empty = os.path.isdir(path) and not source.others and not source.names
-        found = "this folder is empty" if empty else "no name there ends in .jpg, .png or the like"
-        found += f" (there: {list_kinds(source.others)})" if source.others else ""
-        packed = any(re.fullmatch(ARCHIVE_NAME, "a" + ending, re.IGNORECASE) for ending in source.others)
-        found += ": unpack what is packed first" if packed else ""
-        raise input_error("data", "a folder of pictures or a .zip of one", str(path),
-                          f"give another path, {found}")
-    return source
 
 # %% ../nbs/03_faces.ipynb #728c1217
 NOT_KEPT_APART = ("CelebA's own test pictures are not kept apart: no list_eval_partition.txt or .csv was found "
