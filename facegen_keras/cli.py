@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_PIXELS', 'show', 'Commands', 'facegen', 'asked_for', 'train', 'refuse_trouble', 'among_others', 'settings',
-           'check_grid', 'sample', 'check_target', 'say_what_is_compared', 'write_record', 'evaluate', 'one_line',
-           'check', 'bench', 'mend_suggestions', 'main', 'leave']
+           'check_grid', 'sample', 'check_target', 'say_what_is_compared', 'write_record', 'evaluate', 'check', 'bench',
+           'mend_suggestions', 'main', 'leave']
 
 # %% ../nbs/cli.ipynb #cb12a7a3
 import contextlib
@@ -25,7 +25,7 @@ from pathlib import Path
 import click
 
 from .base.errors import InputError, TrainingDiverged, input_error, memory_named
-from .base.output import progress_bar, say
+from .base.output import one_line, progress_bar, say
 from .config import PRESETS, RunConfig, parse_settings
 from .engine.starting import start_keras
 from .kaggle.commands import kernel
@@ -272,13 +272,6 @@ def evaluate(run, data, count, seeds, best, fid, out):
         record["fid"] = inception.inception_fid(make_faces(0), real)
         write_record(out, record)
         show(f"FID of seed 0: {record['fid']:.2f}")
-
-# %% ../nbs/cli.ipynb #dd212e3c
-def one_line(
-    text: str,  # may hold names of files, and these line breaks, or bytes that are no text
-) -> str:
-    "Text that can be printed anywhere, in one line."
-    return " ".join(click.format_filename(text).splitlines())
 
 # %% ../nbs/cli.ipynb #29921f11
 @facegen.command()
