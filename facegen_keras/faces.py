@@ -137,7 +137,7 @@ class Faces:
     def __init__(
         self,
         source,  # a collection: FolderSource, ZipSource or DrawnSource
-        layout: str,  # "toy", "celebrities-100k", "celeba" or "folder"
+        layout: str,  # "toy", "celebrities-100k", "celeba", "aligned" or "folder"
         crop: str,  # "article", "square" or "none"
         image_size: int,  # side of a face, pixels: S
     ):
@@ -214,7 +214,7 @@ NOT_KEPT_APART = ("CelebA's own test pictures are not kept apart: no list_eval_p
 def load_faces(
     data,  # "toy", a folder, a .zip of one, or a Kaggle dataset folder; a `Path` is never toy
     image_size: int = 128,  # side of a face, pixels
-    crop: str = "auto",  # "article", "square", "none"; auto: article if it is CelebA and fits, else square
+    crop: str = "auto",  # "article", "square", "none"; auto: article if it is CelebA, or aligned like it, and fits; else square
     limit: int | None = None,  # use at most so many; with "toy": draw so many (None: 4,000)
     seed: int = 0,  # which faces "toy" draws; nothing else depends on it
 ) -> Faces:  # reads names only, and one picture where the crop must fit
@@ -234,7 +234,7 @@ def load_faces(
         remarks += found.celeba.remarks if found.celeba else []
         remarks += [NOT_KEPT_APART] if layout == "celeba" and not found.celeba.partition else []
         source.keep(spread(found.pictures, limit))
-    may_fit = crop == "article" or crop == "auto" and layout == "celeba"
+    may_fit = crop == "article" or crop == "auto" and layout in ("celeba", "aligned")
     odd = odd_proportions(source, range(len(source.names))) if may_fit else None
     if odd and crop == "article":
         raise input_error("crop", "for the article's box, the proportions of 178 x 218", odd,
