@@ -392,7 +392,7 @@ def finder():
 @pytest.fixture(scope="module")
 def generated():
     from facegen_keras import load_gan
-    return load_gan("celeba").generate(48, seed=1)
+    return load_gan("celeba").generate(40, seed=1)
 
 
 def eye_errors(found, expected):
@@ -460,9 +460,9 @@ def test_however_it_is_stored(finder, generated, how):
 @pytest.mark.slow
 def test_drawn_heads(finder):
     """They are no photographs; how many are found is told, and at least not lost."""
-    heads = ToyFaces(24, 128)
-    found = sum(alone(finder, head, 2) is not None for head in heads)
-    print(f"{found} of 24 drawn heads found")
+    heads = ToyFaces(20, 128)
+    found = sum(alone(finder, head, 1.5) is not None for head in heads)
+    print(f"{found} of 20 drawn heads found")
     assert found >= 1
 
 
@@ -490,7 +490,8 @@ def test_the_command_from_photographs_to_faces(generated, tmp_path):
     environment = {**os.environ, "KERAS_HOME": str(tmp_path / "keras"), "KERAS_BACKEND": "jax", "PYTHONPATH": str(TESTS.parent)}
     done = subprocess.run([sys.executable, "-m", "facegen_keras", "align", "photographs", "--out", "faces", "--size", "128"], cwd=tmp_path,
                           env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    told = [line for line in done.stderr.splitlines() if not line.startswith("finding faces")]  # a line each half a minute
+    assert done.returncode == 0 and told == [], done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "3 photographs: 6 faces in faces" and "page.jpg: HTML, not a picture" in done.stdout, done.stdout
     assert {Image.open(path).size for path in (tmp_path / "faces").glob("*.png")} == {(128, 128)}

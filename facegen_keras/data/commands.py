@@ -30,7 +30,7 @@ def outcome(
     left_out = [row["why"] for row in rows if row["why"] and "box" in row]
     unusable = [row for row in rows if "box" not in row and row["why"] != NO_FACE]
     faceless = len({row["source"] for row in rows if row["why"] == NO_FACE})
-    lines = [f"{len(photographs):,} photographs: {written:,} faces in {out}"]
+    lines = [f"{len(photographs):,} photograph{'s' * (len(photographs) != 1)}: {written:,} face{'s' * (written != 1)} in {out}"]
     lines += [f"left out: {in_kinds(left_out)}"] if left_out else []
     lines += [f"without a face: {faceless:,}"] if faceless else []
     lines += [f"cannot be used: {len(unusable):,}, such as {unusable[0]['source']}: {unusable[0]['why']}"] if unusable else []

@@ -43,7 +43,7 @@ class FaceFinder:
         refuse_without_detector()
         try:
             mtcnn, stages = importlib.import_module("mtcnn"), importlib.import_module("mtcnn.stages")
-            keras = importlib.import_module("keras")
+            keras, tensorflow = importlib.import_module("keras"), importlib.import_module("tensorflow")
         except ImportError as error:
             raise input_error("mtcnn", "version 1 of the package that finds faces", first_line(error), NO_DETECTOR) from error
         if keras.backend.backend() != "tensorflow":
@@ -52,6 +52,8 @@ class FaceFinder:
         weights = resources.files("mtcnn") / "assets" / "weights"
         networks = {"pnet.lz4": stages.StagePNet, "rnet.lz4": stages.StageRNet, "onet.lz4": stages.StageONet}
         self.network = mtcnn.MTCNN([stage(weights=str(weights / name)) for name, stage in networks.items()])
+        for stage in self.network.stages:  # one graph for pictures of all sizes
+            stage.model.call = tensorflow.function(stage.model.call, reduce_retracing=True)
 
     def __call__(
         self,
