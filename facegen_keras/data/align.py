@@ -168,7 +168,7 @@ def as_png(face: np.ndarray) -> bytes:  # (H, W, 3) uint8
 
 # %% ../../nbs/data/align.ipynb #cee78155
 def default_processes() -> int:
-    "How many are started: each takes half a gigabyte."
+    "How many are started: each takes about a gigabyte."
     return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
