@@ -4,22 +4,21 @@
 
 # %% auto #0
 __all__ = ['NOT_KEPT_APART', 'to_float', 'to_pixels', 'epoch_order', 'epoch_flips', 'readable_face', 'require_readable',
-           'batch_pixels', 'check_batch_size', 'Faces', 'follow_names', 'open_source', 'load_faces']
+           'batch_pixels', 'check_batch_size', 'Faces', 'follow_names', 'load_faces']
 
 # %% ../nbs/03_faces.ipynb #07dc1b6f
 import functools
 import itertools
 import os
-import re
 
 import numpy as np
 
 from .base.errors import InputError, input_error
 from .data.pictures import CROPS, UnreadableImage, decode_face
 from .data.layouts import odd_proportions, recognise, spread
-from .data.sources import ARCHIVE_NAME, FolderSource, ZipSource
+from .data.sources import open_source
 from .data.store import DecodedStore, mirror, to_stream
-from .data.tree import is_picture, list_kinds
+from .data.tree import list_kinds
 from .toyfaces import DrawnSource
 
 # %% ../nbs/03_faces.ipynb #af77f450
@@ -138,7 +137,7 @@ class Faces:
     def __init__(
         self,
         source,  # a collection: FolderSource, ZipSource or DrawnSource
-        layout: str,  # "toy", "celebrities-100k", "celeba" or "folder"
+        layout: str,  # "toy", "celebrities-100k", "celeba", "aligned" or "folder"
         crop: str,  # "article", "square" or "none"
         image_size: int,  # side of a face, pixels: S
     ):
@@ -207,25 +206,6 @@ def follow_names(
     faces.source.follow(names)
     return there
 
-# %% ../nbs/03_faces.ipynb #4193eccf
-def open_source(
-    path,  # a folder or a zip
-):  # a collection that holds at least one picture
-    "The collection at a path."
-    if not os.path.exists(path):
-        raise input_error("data", "toy, a folder of pictures or a .zip of one", str(path),
-                          "check the path, nothing is there")
-    source = FolderSource(path) if os.path.isdir(path) else ZipSource(path)
-    if not any(map(is_picture, source.names)):
-        empty = os.path.isdir(path) and not source.others and not source.names
-        found = "this folder is empty" if empty else "no name there ends in .jpg, .png or the like"
-        found += f" (there: {list_kinds(source.others)})" if source.others else ""
-        packed = any(re.fullmatch(ARCHIVE_NAME, "a" + ending, re.IGNORECASE) for ending in source.others)
-        found += ": unpack what is packed first" if packed else ""
-        raise input_error("data", "a folder of pictures or a .zip of one", str(path),
-                          f"give another path, {found}")
-    return source
-
 # %% ../nbs/03_faces.ipynb #728c1217
 NOT_KEPT_APART = ("CelebA's own test pictures are not kept apart: no list_eval_partition.txt or .csv was found "
                   "in or around the folder")
@@ -234,7 +214,7 @@ NOT_KEPT_APART = ("CelebA's own test pictures are not kept apart: no list_eval_p
 def load_faces(
     data,  # "toy", a folder, a .zip of one, or a Kaggle dataset folder; a `Path` is never toy
     image_size: int = 128,  # side of a face, pixels
-    crop: str = "auto",  # "article", "square", "none"; auto: article if it is CelebA and fits, else square
+    crop: str = "auto",  # "article", "square", "none"; auto: article if it is CelebA, or aligned like it, and fits; else square
     limit: int | None = None,  # use at most so many; with "toy": draw so many (None: 4,000)
     seed: int = 0,  # which faces "toy" draws; nothing else depends on it
 ) -> Faces:  # reads names only, and one picture where the crop must fit
@@ -254,7 +234,7 @@ def load_faces(
         remarks += found.celeba.remarks if found.celeba else []
         remarks += [NOT_KEPT_APART] if layout == "celeba" and not found.celeba.partition else []
         source.keep(spread(found.pictures, limit))
-    may_fit = crop == "article" or crop == "auto" and layout == "celeba"
+    may_fit = crop == "article" or crop == "auto" and layout in ("celeba", "aligned")
     odd = odd_proportions(source, range(len(source.names))) if may_fit else None
     if odd and crop == "article":
         raise input_error("crop", "for the article's box, the proportions of 178 x 218", odd,

@@ -23,7 +23,7 @@ WINGS = {"base", "data", "engine", "features", "runs", "measure", "kaggle", "gui
 FLOORS = [["base"], ["config"], ["data"], ["toyfaces"], ["faces"], ["losses", "networks"], ["residual"], ["engine"],
           ["gan"], ["features"], ["runs"], ["training"], ["metrics", "measure"], ["kaggle"], ["cli"], ["__main__"]]
 MIRRORS = {"engine.step_tensorflow", "engine.step_jax"}  # the same functions for two backends
-COMMANDS = {"cli", "kaggle.commands"}  # a command may be called as the function it calls
+COMMANDS = {"cli", "data.commands", "kaggle.commands"}  # a command may be called as the function it calls
 
 
 def source(cell):

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['LIST_FOLDERS', 'MOST_ENTRIES', 'MOST_STARTS', 'SAMPLE', 'TAKEN', 'NOT_TAKEN', 'stem', 'list_name', 'stripped_lines',
-           'celebrities_100k', 'lists_in', 'lists_around', 'partition_lists', 'beginnings', 'read_partition',
-           'odd_proportions', 'celeba_folders', 'Celeba', 'Group', 'in_parts', 'how_it_fits', 'find_celeba', 'Layout',
-           'recognise', 'spread']
+           'celebrities_100k', 'aligned_faces', 'lists_in', 'lists_around', 'partition_lists', 'beginnings',
+           'read_partition', 'odd_proportions', 'celeba_folders', 'Celeba', 'Group', 'in_parts', 'how_it_fits',
+           'find_celeba', 'Layout', 'recognise', 'spread']
 
 # %% ../../nbs/data/layouts.ipynb #1a70c7a2
+import contextlib
 import io
 import itertools
+import json
 import os
 import re
 from collections import Counter
@@ -25,7 +27,7 @@ from ..base.errors import input_error
 from ..base.files import is_foreign
 from .pictures import CELEBA_SIZE, SAME_PROPORTIONS, UnreadableImage, read_picture
 from .sources import CELEBA_FOLDERS
-from .tree import NAME_LIST, PARTITION_LISTS, is_picture
+from .tree import ALIGNED_LIST, NAME_LIST, PARTITION_LISTS, is_picture
 
 # %% ../../nbs/data/layouts.ipynb #4a3956ff
 def stem(name: str) -> str:  # "a/b.jpg" -> "b"
@@ -74,6 +76,20 @@ def celebrities_100k(
         if kept:
             return kept
     return []
+
+# %% ../../nbs/data/layouts.ipynb #4d01e9d3
+def aligned_faces(
+    source,  # a collection
+    pictures: list[int],  # its pictures, as indices into its names
+) -> list[int]:  # those that reports of `facegen align` name as faces; none if there is no report
+    "The layout of `facegen align`, at any depth."
+    places, kept = {source.names[picture]: picture for picture in pictures}, set()
+    for where, name in enumerate(source.names):
+        if name.rpartition("/")[2] == ALIGNED_LIST:
+            for line in stripped_lines(source, where):
+                with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that was cut off
+                    kept.add(places.get(f"{name.removesuffix(ALIGNED_LIST)}{json.loads(line)['face']}"))
+    return sorted(kept - {None})
 
 # %% ../../nbs/data/layouts.ipynb #1a70c7a5
 LIST_FOLDERS = {"anno", "annotations", "eval", "lists", "metadata"}
@@ -264,7 +280,7 @@ def find_celeba(
 # %% ../../nbs/data/layouts.ipynb #8793ccd3
 class Layout(NamedTuple):
     "What a collection was recognised as."
-    name: str  # celebrities-100k, celeba or folder
+    name: str  # celebrities-100k, celeba, aligned or folder
     pictures: list[int]  # to use, as indices into the names
     left_out: dict[str, int]  # reason -> how many pictures
     celeba: Celeba | None = None  # what of it is CelebA's
@@ -278,6 +294,8 @@ def recognise(
     if kept := celebrities_100k(source, pictures):
         left_out = Counter({f"that {NAME_LIST} does not name": len(pictures) - len(kept)})
         return Layout("celebrities-100k", kept, dict(+left_out))
+    if kept := aligned_faces(source, pictures):
+        return Layout("aligned", kept, dict(+Counter({f"that {ALIGNED_LIST} does not name": len(pictures) - len(kept)})))
     found = find_celeba(source, pictures)
     kept, num_listed = found.parts.get("0", []), sum(map(len, found.parts.values()))
     is_celeba = found.is_named or num_listed and 2 * num_listed >= len(pictures)

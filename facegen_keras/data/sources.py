@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CELEBA_FOLDERS', 'MAX_BYTES', 'NO_STAMP', 'ENCRYPTED', 'ARCHIVE_NAME', 'ARCHIVE_START', 'ZIP_ERRORS', 'NO_ENTRY',
            'above_layout', 'list_folder', 'check_length', 'why_not', 'file_status', 'file_stamp', 'FolderSource',
-           'copy_directory', 'is_archive', 'list_zip', 'read_entry', 'ZipSource']
+           'copy_directory', 'is_archive', 'list_zip', 'read_entry', 'ZipSource', 'open_source']
 
 # %% ../../nbs/data/sources.ipynb #effe7ebe
 import errno
@@ -23,7 +23,7 @@ import numpy as np
 from ..base.errors import input_error
 from .patience import read_bytes, read_patiently
 from .pictures import UnreadableImage
-from .tree import NAME_LIST, sort_out, walk
+from .tree import NAME_LIST, is_picture, list_kinds, sort_out, walk
 
 # %% ../../nbs/data/sources.ipynb #b0be2035
 CELEBA_FOLDERS = {"img_align_celeba", "img_align_celeba_png", "img_celeba"}
@@ -272,3 +272,22 @@ class ZipSource:
             raise UnreadableImage(why_not(self.path, error)) from None
         except (struct.error, zlib.error):
             raise UnreadableImage("damaged in the zip") from None
+
+# %% ../../nbs/data/sources.ipynb #0bff1a20
+def open_source(
+    path,  # a folder or a zip
+):  # a collection that holds at least one picture
+    "The collection at a path."
+    if not os.path.exists(path):
+        raise input_error("data", "toy, a folder of pictures or a .zip of one", str(path),
+                          "check the path, nothing is there")
+    source = FolderSource(path) if os.path.isdir(path) else ZipSource(path)
+    if not any(map(is_picture, source.names)):
+        empty = os.path.isdir(path) and not source.others and not source.names
+        found = "this folder is empty" if empty else "no name there ends in .jpg, .png or the like"
+        found += f" (there: {list_kinds(source.others)})" if source.others else ""
+        packed = any(re.fullmatch(ARCHIVE_NAME, "a" + ending, re.IGNORECASE) for ending in source.others)
+        found += ": unpack what is packed first" if packed else ""
+        raise input_error("data", "a folder of pictures or a .zip of one", str(path),
+                          f"give another path, {found}")
+    return source

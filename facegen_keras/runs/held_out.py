@@ -12,7 +12,8 @@ import hashlib
 from ..config import RunConfig
 from ..data.check import check_faces, find_duplicates, inspect_faces
 from ..data.layouts import recognise
-from ..faces import Faces, follow_names, load_faces, open_source
+from ..data.sources import open_source
+from ..faces import Faces, follow_names, load_faces
 from .folder import Run
 
 # %% ../../nbs/runs/held_out.ipynb #25e8a520
