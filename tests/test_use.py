@@ -54,7 +54,8 @@ def here(gan, tmp_path, monkeypatch):
     for name in ("config.json", "generator.keras"):
         (tmp_path / "run" / name).symlink_to(Path(gan.config.out) / name)
     np.save("two.npy", gan.latents(2, seed=7))
-    Image.fromarray(gan.generate(1, seed=7)[0]).save("face.png")
+    for name, face in zip(("face.png", "other.png"), gan.generate(2, seed=7)):
+        Image.fromarray(face).save(name)
     (tmp_path / "letter.txt").write_text("dear")
     return tmp_path
 
@@ -140,7 +141,6 @@ def test_under_jax_too(tmp_path):
 
 
 def test_what_project_writes_goes_on(here, facegen, gan):
-    Image.fromarray(gan.generate(1, seed=8)[0]).save("other.png")
     said = facegen("project run face.png other.png")
     assert said.splitlines()[-1] == "2 latents: run/projected" and said.startswith("face.png: mean error ")
     names = {path.name for path in Path("run/projected").iterdir()}
@@ -153,11 +153,11 @@ def test_what_project_writes_goes_on(here, facegen, gan):
     assert np.array_equal(pixels("again/face_00001.png"), pixels("run/projected/redrawn_00001.png"))
 
 
-@pytest.mark.parametrize("out, seen", [("row.png", (6 * 34 + 2, 36, 1)), ("way.webp", (32, 32, 25))])
+@pytest.mark.parametrize("out, seen", [("row.png", (6 * 34 + 2, 36)), ("way.webp", (32, 32))])
 def test_the_way_from_picture_to_picture(here, facegen, out, seen):
-    assert facegen(f"morph run face.png face.png --steps 1 --count 4 --seconds 1 --out {out}").endswith(f" of 255: {out}\n")
+    assert facegen(f"morph run face.png other.png --steps 1 --count 4 --seconds 1 --out {out}").endswith(f" of 255: {out}\n")
     with Image.open(out) as picture:
-        assert (*picture.size, getattr(picture, "n_frames", 1)) == seen
+        assert picture.size == seen and (getattr(picture, "n_frames", 1) > 10) == out.endswith("webp"), "frames that are alike are one"
 
 
 def test_the_best_generator_makes_the_faces(here, facegen, gan):
