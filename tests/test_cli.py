@@ -276,7 +276,8 @@ def test_check_shows_a_bar_on_a_terminal(tmp_path):
     os.close(terminal)
 
 
-OTHERS = [["sample", "nowhere"], ["evaluate", "nowhere", "--count", "500"], ["check", "nowhere"], ["nonsense"]]
+OTHERS = [["sample", "nowhere"], ["film", "nowhere"], ["project", "nowhere", "face.png"], ["morph", "nowhere", "a.png", "b.png"],
+          ["evaluate", "nowhere", "--count", "500"], ["check", "nowhere"], ["nonsense"]]
 
 
 @pytest.mark.parametrize("arguments", OTHERS)
@@ -448,15 +449,17 @@ def test_a_record_is_kept_where_its_table_cannot_be_printed(facegen, monkeypatch
     assert outcome.status == 2 and json.loads((tmp_path / "record.json").read_text()) == {"found": 1}
 
 
-@pytest.mark.parametrize("arguments", [("train", "--out", "run"), ("sample", "celeba"), ("evaluate", "run")])
+@pytest.mark.parametrize("arguments", [("train", "--out", "run"), ("sample", "celeba"), ("film", "celeba"), ("evaluate", "run")])
 def test_no_memory_is_one_line_of_any_command(facegen, monkeypatch, tmp_path, arguments):
     from facegen_keras import cli
+    from facegen_keras.use import commands
 
     def start():
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes\nand a page of remarks")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "start_keras", start)
+    for module in (cli, commands):
+        monkeypatch.setattr(module, "start_keras", start)
     outcome = facegen(*arguments)
     assert outcome.status == 2 and outcome.err.startswith("facegen: memory: expected more than there is") and outcome.err.count("\n") == 1
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PIXEL_STD', 'DETAIL', 'LEAST_VARIANCE', 'make_residual_encoder', 'reconstruction_errors', 'decoder', 'redraw_loss',
-           'redraw_update', 'fit_gaussian', 'spread_codes', 'latents_encoder', 'begin_game']
+           'redraw_update', 'fit_gaussian', 'spread_codes', 'with_latents', 'latents_encoder', 'begin_game']
 
 # %% ../../nbs/engine/encoder.ipynb #c3789e56
 import keras
@@ -102,17 +102,25 @@ def spread_codes(
     generator.get_layer("spread").set_weights([axes, mean])
 
 # %% ../../nbs/engine/encoder.ipynb #2f62ff58
+def with_latents(
+    encoder: keras.Model,
+    latent_dim: int,  # length of a latent
+) -> keras.Model:  # (B, S, S, 3) float32 in [-1, 1] -> (B, latent_dim) float32; the encoder's own layers but the last
+    "An encoder whose last layer, fresh, answers with latents."
+    latents = layers.Dense(latent_dim, name="latents", dtype="float32")
+    return keras.Model(encoder.input, latents(encoder.get_layer("flat").output), name="encoder")
+
+
 def latents_encoder(
     encoder: keras.Model,
     generator: keras.Model,  # whose codes have been spread
 ) -> keras.Model:  # (B, S, S, 3) float32 in [-1, 1] -> (B, D) float32 latents
     "The encoder that answers with latents: those that the generator redraws the picture from."
     axes, mean = generator.get_layer("spread").get_weights()
-    code = layers.Dense(len(mean), name="latents", dtype="float32")
-    network = keras.Model(encoder.input, code(encoder.get_layer("flat").output), name="encoder")
+    network = with_latents(encoder, len(mean))
     kernel, bias = (weight[..., :len(mean)] for weight in encoder.get_layer("code").get_weights())
     back = np.linalg.inv(axes.astype("float64"))
-    code.set_weights([kernel @ back, (bias - mean) @ back])
+    network.get_layer("latents").set_weights([kernel @ back, (bias - mean) @ back])
     return network
 
 
