@@ -165,14 +165,33 @@ def test_a_run_killed_while_it_measures_ends_as_an_unbroken_one(whole_run, photo
     assert_same(train(config, report=quiet), whole_run)
 
 
+def test_the_best_generator_beats_the_last_of_a_run_trained_too_long(photos, tmp_path, monkeypatch):
+    """Of sixteen pictures, at high rates; compared by the half of the held-out faces that did not choose the best."""
+    class DrawNothing(training_module.DrawPictures):
+        def on_train_begin(self, logs=None): ...
+
+        def on_train_batch_end(self, batch, logs=None): ...
+
+    monkeypatch.setattr(training_module, "DrawPictures", DrawNothing)
+    run = train(config_for(photos, tmp_path / "run", limit=16, epochs=200, measure_images=320, d_learning_rate=2e-3,
+                           g_learning_rate=2e-3), report=quiet)
+    figures, (_, held_out) = distances(run), real_faces(run, str(photos), 1_000)
+    assert 0 < figures.index(min(figures)) < len(figures) - 1, "it learned, and then got worse"
+    assert held_out.source.names == run.read("held_out.json.gz")["report"]
+    latents, features = fixed_latents(len(held_out), 8, seed=0), RandomFeatures(32)
+    best, last = (frechet_distance(in_batches(features, generate_faces(keras.saving.load_model(run.directory / name), latents)),
+                                   in_batches(features, held_out)) for name in ("best.keras", "generator.keras"))
+    assert best < 0.9 * last
+
+
 def test_patience_ends_a_run_at_the_same_step_however_often_it_is_killed(whole_run, photos, tmp_path, monkeypatch):
     """Its first measurement is its best; with more patience it ends as one that had none set."""
     patient, lines = config_for(photos, tmp_path / "patient", patience=1, save_minutes=0), []
     run = train(patient, report=lines.append)
-    reason = f"patience=1: the last 1 measurement came no nearer than {distances(whole_run)[0]:.1f}"
+    reason = f"patience=1: the last measurement came no nearer than {distances(whole_run)[0]:.1f}"
     assert distances(run) == distances(whole_run)[:2]
     assert run.status == {"state": "finished", "epoch": 2, "step": 0, "reason": reason} and reason in lines[-1]
-    assert "patience=1: it ends once so many measurements in a row, one every 20 steps, bring no new best" in lines[0]
+    assert "patience=1: it ends once so many measurements in a row, one every 20 steps, bring no new best" in lines[1]
     assert (run.directory / "generator.keras").exists()
 
     broken = dataclasses.replace(patient, out=str(tmp_path / "broken"))

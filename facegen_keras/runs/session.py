@@ -101,8 +101,8 @@ def why_finished(
     if session.epoch >= session.config.epochs or not out_of_patience(session):
         return ""
     since = since_best(session.measured)
-    return (f"patience={session.config.patience}: the last {since} measurement{'s' * (since > 1)} came no nearer than "
-            f"{min(session.measured):.1f}")
+    last = f"{since} measurements" if since > 1 else "measurement"
+    return f"patience={session.config.patience}: the last {last} came no nearer than {min(session.measured):.1f}"
 
 # %% ../../nbs/runs/session.ipynb #0494951b
 def steps_between_measurements(config: RunConfig) -> int:
