@@ -86,10 +86,10 @@ def contradictions(recipe: "Recipe"):  # yields (setting, what would have been r
         yield ("redraw_epochs", "0 without networks=residual, latents=normal and input_noise_range=0,0",
                "set these, or redraw_epochs=0")
 
-# %% ../nbs/01_config.ipynb #ed907cfa
+# %% ../nbs/01_config.ipynb #c1f7a0d2
 RETIRED = (("components", 0), ("g_blocks", 1), ("anchor", [0.0, 0.0]))  # of runs begun before: none is read any more
 
-
+# %% ../nbs/01_config.ipynb #ed907cfa
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Recipe):
     "All that determines a training run; frozen."
@@ -101,8 +101,8 @@ class RunConfig(Recipe):
         "auto", "article (inferred box of aligned CelebA), square, none; auto: article for CelebA, else square",
         one_of("auto", "article", "square", "none"), "P")
     start: str | None = setting(
-        None, "a run whose averaged generator this one begins with; none: a fresh one",
-        Rule("none or a folder", lambda value: value is None or any_text.accepts(value)), "P")
+        None, "a run, or a generator.keras, whose networks this one begins with, see runs/start; none: fresh ones",
+        Rule("none, a folder or a file", lambda value: value is None or any_text.accepts(value)), "P")
     flip: bool = setting(True, "mirror half of the real images left to right", one_of(True, False), "N")
     limit: int | None = setting(
         None, "use at most so many images; none: all (toy: 4,000)", optional_count, "P")
@@ -116,6 +116,9 @@ class RunConfig(Recipe):
         0.01, "the run stops if more than this share of the images cannot be used", number_from(0, 1), "P")
     measure_images: int = setting(
         20_000, "real images between two measurements on held-out faces; 0: none", whole_number(0), "P")
+    patience: int | None = setting(
+        None, "end after so many measurements in a row without a new best, see runs/measures; none: after all epochs",
+        optional_count, "P")
     save_minutes: float = setting(
         5, "save at least so often, minutes; 0: after each step", number_from(0, 10_000), "P")
 
@@ -124,6 +127,9 @@ class RunConfig(Recipe):
         if self.redraw_epochs >= self.epochs:
             raise input_error("epochs", f"more than the {self.redraw_epochs} of redraw_epochs", self.epochs,
                               "set more epochs, or fewer redraw_epochs")
+        if self.patience and not self.measure_images:
+            raise input_error("patience", "none with measure_images=0, which measures nothing", self.patience,
+                              "set measure_images, or patience=none")
 
     @classmethod
     def from_dict(cls, values: dict) -> "RunConfig":

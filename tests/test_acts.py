@@ -17,13 +17,13 @@ from many_steps import take_steps
 from facegen_keras.base.errors import InputError, TrainingDiverged
 from facegen_keras.config import RunConfig
 from facegen_keras.engine.encoder import (
-    DETAIL, PIXEL_STD, begin_game, decoder, fit_gaussian, latents_encoder, redraw_loss, spread_codes)
+    DETAIL, FIRST_LOG_VARIANCE, PIXEL_STD, begin_game, decoder, fit_gaussian, latents_encoder, redraw_loss, spread_codes)
 from facegen_keras.faces import load_faces, to_float
 from facegen_keras.gan import FaceGAN
 from facegen_keras.runs import callbacks as callbacks_module
 from facegen_keras.runs.checkpoint import checkpoints, place_in_name
 from facegen_keras.runs.folder import Run
-from facegen_keras.runs.start import load_gan
+from facegen_keras.runs.start import begin_with_another, load_gan
 from facegen_keras import training as training_module
 from facegen_keras.training import train
 
@@ -232,17 +232,90 @@ def test_a_run_begins_with_another_generator(whole_run, tmp_path):
     out = whole_run[0]
     config = RunConfig.preset("small", **SMALL, epochs=1, redraw_epochs=0, start=str(out), out=str(tmp_path / "next"),
                               g_learning_rate=1e-9, final_rate=1.0)
+    lines, config = [], dataclasses.replace(config, d_learning_rate=1e-9)
+    assert train(config, report=lines.append).status["state"] == "finished"
+    assert f"\nbeginning with the generator and the discriminator of {out}\n" in lines[0]
+    old, new = load_gan(out), load_gan(config.out)
+    for theirs, ours in zip(old.ema_generator.variables + old.discriminator.variables,
+                            new.generator.variables + new.discriminator.variables, strict=True):
+        np.testing.assert_allclose(*arrays([ours, theirs]), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def starts(whole_run, tmp_path_factory):
+    """What a run may begin with: name -> path."""
+    folder, out = tmp_path_factory.mktemp("starts"), whole_run[0]
+    for name, kept in {"shipped": ["config.json", "generator.keras"], "no checkpoint": [
+            "config.json", "generator.keras", "encoder.keras"]}.items():
+        (folder / name).mkdir()
+        for file in kept:
+            shutil.copy(out / file, folder / name)
+    redrawn = RunConfig.preset("small", **ACTS, out=str(folder / "redrawn"))
+    train(dataclasses.replace(redrawn, save_minutes=0), hours=0, report=quiet)
+    return {"run": out, "file": out / "best.keras" if (out / "best.keras").exists() else out / "generator.keras",
+            "redrawn": folder / "redrawn", **{path.name: path for path in folder.iterdir()}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "game", "redraw"), [
+    ("run", "and the discriminator of {}", "and the encoder of {}"),
+    ("file", "of {} and a fresh discriminator: a file has no other network", "of {} and a fresh encoder: a file has no other network"),
+    ("redrawn", "of {} and a fresh discriminator: its encoder was trained by redraw", "and the encoder of {}"),
+    ("no checkpoint", "of {} and a fresh discriminator: it has no trained discriminator", "and the encoder of {}"),
+    ("shipped", "of {} and a fresh discriminator: it has no trained discriminator", "of {} and a fresh encoder: it has no encoder.keras")])
+def test_the_second_network_comes_where_it_fits(starts, name, game, redraw):
+    theirs = keras.saving.load_model(starts["file"]) if name == "file" else load_gan(starts[name]).ema_generator
+    for redraw_epochs, line in ((0, game), (2, redraw)):
+        config = RunConfig.preset("small", **ACTS | dict(redraw_epochs=redraw_epochs, start=str(starts[name]), seed=1))
+        gan, fresh = (FaceGAN.from_run_config(config, config.loss_at(0)) for _ in range(2))
+        assert begin_with_another(gan) == "beginning with the generator " + line.format(starts[name])
+        assert all(map(np.array_equal, gan.generator.get_weights(), theirs.get_weights()))
+        assert all(map(np.array_equal, gan.second.get_weights(), fresh.second.get_weights())) == ("fresh" in line)
+
+
+@pytest.mark.slow
+def test_a_discriminator_of_another_loss_stays_behind(starts, tmp_path):
+    config = RunConfig.preset("small", **ACTS | dict(
+        redraw_epochs=0, loss="noisy_labels", gamma=(0, 0), anchor=(0, 0), start=str(starts["run"])))
+    assert begin_with_another(FaceGAN.from_run_config(config)).endswith("its discriminator was trained by relativistic")
+
+
+@pytest.mark.slow
+def test_an_encoder_taken_up_again_gives_the_codes_of_the_latents_that_it_gave(starts):
+    config = RunConfig.preset("small", **ACTS, start=str(starts["run"]), seed=1)
+    gan, faces = FaceGAN.from_run_config(config, "redraw"), batch()[0]
+    begin_with_another(gan)
+    codes, log_variances = np.split(arrays([gan.encoder(faces)])[0], 2, axis=1)
+    latents = keras.saving.load_model(starts["run"] / "encoder.keras")(faces)
+    np.testing.assert_allclose(codes, arrays([gan.generator.get_layer("spread")(latents)])[0], atol=1e-3)
+    assert (log_variances == FIRST_LOG_VARIANCE).all()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_its_start_as_if_it_had_not_stopped(starts, tmp_path):
+    """Its start is gone by then."""
+    gone, runs = shutil.copytree(starts["run"], tmp_path / "gone"), []
+    for name, hours in (("whole", None), ("broken", 0)):
+        config = RunConfig.preset("small", **SMALL, epochs=1, redraw_epochs=0, start=str(gone), out=str(tmp_path / name))
+        runs.append(train(config, hours=hours, report=quiet))
+    shutil.rmtree(gone)
     assert train(config, report=quiet).status["state"] == "finished"
-    for old, new in zip(load_gan(out).ema_generator.variables, load_gan(config.out).generator.variables, strict=True):
-        np.testing.assert_allclose(*arrays([new, old]), atol=1e-6)
+    states = [last_state(run.directory) for run in runs]
+    assert states[0].keys() == states[1].keys() and all(np.array_equal(*(state[name] for state in states)) for name in states[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("changes", "line"), [
     (dict(width=8), "width, with start=.*: expected 4, as that generator has it, got 8; give --set width=4"),
-    (dict(start="nowhere"), "start: expected a folder that holds a run with a checkpoint, got 'nowhere'")])
+    (dict(start="generator.keras", width=8), "width, with start=.*: expected 4, as that generator has it, got 8; give --set width=4"),
+    (dict(start="generator.keras", image_size=64, latent_dim=9), "image_size, with start=.*: expected 32,.* --set latent_dim=8"),
+    (dict(start="encoder.keras"), "start: expected a run, or a whole generator.keras that a run has written, got '.*encoder.keras'"),
+    (dict(start="config.json"), "start: expected a run, or a whole generator.keras"),
+    (dict(start="samples"), "start: expected a folder that holds a run with a checkpoint"),
+    (dict(start="nowhere"), "start: expected a folder that holds a run with a checkpoint, or a generator.keras, got '.*nowhere'")])
 def test_another_generator_is_refused_before_anything_is_written(whole_run, tmp_path, changes, line):
-    config = RunConfig.preset("small", **ACTS | dict(start=str(whole_run[0]), out=str(tmp_path / "gan")) | changes)
+    start = whole_run[0] / changes.get("start", "")
+    config = RunConfig.preset("small", **ACTS | changes | dict(start=str(start), out=str(tmp_path / "gan")))
     with pytest.raises(InputError, match=line):
         train(config, report=quiet)
     assert not Run(tmp_path / "gan").exists()
@@ -251,9 +324,10 @@ def test_another_generator_is_refused_before_anything_is_written(whole_run, tmp_
 @pytest.mark.slow
 def test_a_run_cannot_begin_with_itself(whole_run):
     """With --fresh that would be the end of it."""
-    config = RunConfig.preset("small", **ACTS, start=str(whole_run[0]), out=str(whole_run[0]))
-    with pytest.raises(InputError, match="start: expected another run than out"):
-        train(config, fresh=True, report=quiet)
+    for start in (whole_run[0], whole_run[0] / "generator.keras"):
+        config = RunConfig.preset("small", **ACTS, start=str(start), out=str(whole_run[0]))
+        with pytest.raises(InputError, match="start: expected another run than out"):
+            train(config, fresh=True, report=quiet)
     assert load_gan(whole_run[0])
 
 
@@ -274,7 +348,9 @@ def test_moving_statistics_are_begun_with_as_well(tmp_path):
     (dict(input_noise_range=(0, 0.1)), "redraw_epochs: expected 0 without networks=residual"),
     (dict(latents="uniform"), "redraw_epochs: expected 0 without networks=residual"),
     (dict(epochs=2), "epochs: expected more than the 2 of redraw_epochs, got 2; set more epochs"),
-    (dict(start=""), "start: expected none or a folder")])
+    (dict(patience=0), "patience: expected none or a whole number from 1"),
+    (dict(patience=2, measure_images=0), "patience: expected none with measure_images=0, which measures nothing, got 2"),
+    (dict(start=""), "start: expected none, a folder or a file")])
 def test_settings_that_do_not_go_together_are_refused(changes, line):
     with pytest.raises(InputError, match=line):
         dataclasses.replace(RunConfig.preset("small", **ACTS), **changes)

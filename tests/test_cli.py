@@ -79,6 +79,10 @@ MISTAKES = {
     "a seed too large": (["--set", "seed=4294967296"], "seed", "4294967295"),
     "a number too large": (["--set", "epsilon=1" + 400 * "0"], "epsilon", "below 1"),
     "an out with too long a name": (["--out", 300 * "x"], "out", "choose another"),
+    "patience where nothing is measured": (["--set", "patience=2", "--set", "measure_images=0"], "patience", "measures nothing"),
+    "patience where nothing is held out": (["--data", "three", "--set", "patience=2", "--set", "batch_size=2"], "patience",
+                                           "none where no images are held out"),
+    "a start that is no generator": (["--set", "start=broken.zip"], "start", "whole generator.keras"),
     "a crop for other pictures": (["--data", "three", "--set", "crop=article", "--set", "batch_size=2"], "crop", "square"),
 }
 

@@ -1003,6 +1003,18 @@ def test_other_settings_do_not_get_into_a_chain(server, tmp_path):
     assert begin_of(server.kernels[REF][2]) == (2, 0) and "'hours': 2" in server.kernels[REF][2].text
 
 
+def test_a_run_out_of_patience_is_done_and_goes_on_with_more_of_it(server, tmp_path):
+    """It has ended within its second epoch, of ten."""
+    reason, lines, patient = "patience=2: the last 2 measurements came no nearer than 40.3", [], {"epochs": 10, "patience": 2}
+    server.execute = sessions_but(one_epoch_each(10), {2: ("COMPLETE", left_behind(1, 7, "finished", reason), "")})
+    for settings in (patient, patient, {"patience": 1}):
+        assert chain(tmp_path / "kernel", lines, settings=settings) == "done" and pushes(server) == 2
+    assert f"session 2 finished: {reason}" in lines
+    server.execute = lambda version, mounts: ("COMPLETE", left_behind(10, 0, "finished", ""), "")
+    assert chain(tmp_path / "kernel", settings={"patience": None}) == "done" and pushes(server) == 3
+    assert begin_of(server.kernels[REF][2]) == (1, 7) and "'patience': None" in server.kernels[REF][2].text
+
+
 def test_the_record_keeps_what_it_is_told_and_takes_no_other_training(tmp_path):
     record = SessionChain(tmp_path)
     record.begin(REF, Job(settings={"epochs": 60}))

@@ -1,5 +1,6 @@
 """Faces measured while a run goes on: the same figures however often it is stopped, and the best generator kept."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import under_jax
 from PIL import Image
 
 from facegen_keras import training as training_module
+from facegen_keras.base.errors import InputError
 from facegen_keras.config import RunConfig
 from facegen_keras.features.distances import frechet_distance
 from facegen_keras.features.features import RandomFeatures, in_batches
@@ -123,21 +125,25 @@ def kill_after_line(patch):
     patch.setattr(Run, "append", append)
 
 
-def kill_before_save(patch):
+def kill_before_save(patch, step=MEASURED_STEPS[-1]):
     class Kill(training_module.StopInTime):
         def on_train_batch_end(self, batch, logs=None):
-            if self.session.steps_done == MEASURED_STEPS[-1]:
+            if self.session.steps_done == step:
                 fail()
     patch.setattr(training_module, "StopInTime", Kill)
 
 
-def kill_after_save(patch):
+def kill_after_save(patch, step=MEASURED_STEPS[0]):
     class Kill(training_module.SaveState):
         def on_train_batch_end(self, batch, logs=None):
             super().on_train_batch_end(batch, logs)
-            if self.session.steps_done == MEASURED_STEPS[0]:
+            if self.session.steps_done == step:
                 fail()
     patch.setattr(training_module, "SaveState", Kill)
+
+
+def kill_before_status(patch, step=None):
+    patch.setattr(training_module, "write_film", fail)
 
 
 def fail(*arguments):
@@ -157,6 +163,65 @@ def test_a_run_killed_while_it_measures_ends_as_an_unbroken_one(whole_run, photo
             kill(patched)
             train(config, report=quiet)
     assert_same(train(config, report=quiet), whole_run)
+
+
+def test_the_best_generator_beats_the_last_of_a_run_trained_too_long(photos, tmp_path, monkeypatch):
+    """Of sixteen pictures, at high rates; compared by the half of the held-out faces that did not choose the best."""
+    class DrawNothing(training_module.DrawPictures):
+        def on_train_begin(self, logs=None): ...
+
+        def on_train_batch_end(self, batch, logs=None): ...
+
+    monkeypatch.setattr(training_module, "DrawPictures", DrawNothing)
+    run = train(config_for(photos, tmp_path / "run", limit=16, epochs=200, measure_images=320, d_learning_rate=2e-3,
+                           g_learning_rate=2e-3), report=quiet)
+    figures, (_, held_out) = distances(run), real_faces(run, str(photos), 1_000)
+    assert 0 < figures.index(min(figures)) < len(figures) - 1, "it learned, and then got worse"
+    assert held_out.source.names == run.read("held_out.json.gz")["report"]
+    latents, features = fixed_latents(len(held_out), 8, seed=0), RandomFeatures(32)
+    best, last = (frechet_distance(in_batches(features, generate_faces(keras.saving.load_model(run.directory / name), latents)),
+                                   in_batches(features, held_out)) for name in ("best.keras", "generator.keras"))
+    assert best < 0.9 * last
+
+
+def test_patience_ends_a_run_at_the_same_step_however_often_it_is_killed(whole_run, photos, tmp_path, monkeypatch):
+    """Its first measurement is its best; with more patience it ends as one that had none set."""
+    patient, lines = config_for(photos, tmp_path / "patient", patience=1, save_minutes=0), []
+    run = train(patient, report=lines.append)
+    reason = f"patience=1: the last measurement came no nearer than {distances(whole_run)[0]:.1f}"
+    assert distances(run) == distances(whole_run)[:2]
+    assert run.status == {"state": "finished", "epoch": 2, "step": 0, "reason": reason} and reason in lines[-1]
+    assert "patience=1: it ends once so many measurements in a row, one every 20 steps, bring no new best" in lines[1]
+    assert (run.directory / "generator.keras").exists()
+
+    broken = dataclasses.replace(patient, out=str(tmp_path / "broken"))
+    for kill in (kill_before_save, kill_after_save, kill_before_status):
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            kill(patched, step=MEASURED_STEPS[1])
+            train(broken, report=quiet)
+    killed = train(broken, report=quiet)
+    assert_same(killed, run)
+    assert killed.status == run.status
+
+    lines.clear()
+    assert train(dataclasses.replace(broken, epochs=5), report=lines.append).status == run.status
+    assert lines[-1] == f"nothing left to do after epoch 2; {reason}; for more, a larger patience, or none"
+    assert_same(train(dataclasses.replace(patient, patience=5), report=quiet), whole_run)
+
+
+def test_a_disk_that_fails_as_patience_ends_a_run_pauses_it(photos, tmp_path, monkeypatch):
+    class Full(training_module.SaveState):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.session.steps_done == MEASURED_STEPS[1]:
+                raise OSError(28, "No space left on device", "checkpoint")
+            super().on_train_batch_end(batch, logs)
+
+    config = config_for(photos, tmp_path / "run", patience=1, save_minutes=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(training_module, "SaveState", Full)
+        status = train(config, report=quiet).status
+    assert status["state"] == "paused" and (status["epoch"], status["step"]) == (1, 19)
+    assert train(config, report=quiet).status["reason"].startswith("patience=1")
 
 
 def test_a_run_that_goes_back_forgets_the_figures_of_the_way_it_left(photos, tmp_path, monkeypatch):
@@ -234,6 +299,10 @@ def test_too_few_pictures_are_neither_held_out_nor_measured(photos, tmp_path):
     assert run.status["state"] == "finished" and distances(run) == []
     assert len(run.read("images.json.gz", list)) == LIMIT
     assert not (run.directory / "held_out.json.gz").exists() and not (run.directory / "best.keras").exists()
+    for out in (tmp_path / "run", tmp_path / "new"):
+        with pytest.raises(InputError, match="patience: expected none where no images are held out to measure by, got 2"):
+            train(config_for(few, out, epochs=2, patience=2), report=quiet)
+    assert run.config.patience is None and not (tmp_path / "new").exists()
 
 
 def test_a_run_whose_choosing_faces_have_gone_says_so_and_goes_on(photos, tmp_path):
@@ -251,7 +320,7 @@ def test_the_redrawing_is_not_measured_and_the_line_tells_the_last_and_the_best(
     run = train(config, report=lines.append)
     assert [line["step"] for line in run.records("measure")] == [55, 60]
     last, best = distances(run)[-1], min(distances(run))
-    assert f"frechet {last:.0f} (best {best:.0f})" in [line for line in lines if line.startswith("epoch")][-1]
+    assert f"frechet {last:.0f} (best {best:.0f}{'' if last == best else ', 1 ago'})" in [line for line in lines if line.startswith("epoch")][-1]
     assert_best_is_the_least_of_the_log(run)
 
 

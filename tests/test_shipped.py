@@ -51,7 +51,8 @@ def test_a_run_of_that_name_goes_first(tiny, tmp_path):
 def test_another_run_begins_with_one(tiny):
     config = dataclasses.replace(tiny.config, start="tiny", seed=1, redraw_epochs=0)
     gan = FaceGAN.from_run_config(config)
-    begin_with_another(gan)
+    assert begin_with_another(gan) == (
+        "beginning with the generator of tiny and a fresh discriminator: it has no trained discriminator")
     for ours, theirs in zip(gan.generator.get_weights(), tiny.ema_generator.get_weights()):
         np.testing.assert_allclose(ours, theirs, atol=1e-2)
 

@@ -314,7 +314,7 @@ def lay_out(
     (pictures.parents[1] / "100k.txt").write_text("".join(f"{number:06d}.jpg\n" for number in range(count)))
 
 # %% ../../nbs/kaggle/notebook.ipynb #c1f92551
-TRIAL = {"image_size": 32, "width": 8, "batch_size": 16, "epochs": 2, "start": None}
+TRIAL = {"image_size": 32, "width": 8, "batch_size": 16, "epochs": 2, "start": None, "patience": None}
 
 
 def run_notebook(

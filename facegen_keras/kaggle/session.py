@@ -62,7 +62,7 @@ class Job:
             raise input_error("start", "a generator that comes with the package, which travels to Kaggle with it",
                               config.start, "leave it out, or start that run at home")
         if config.start:
-            refuse_another_generator(shipped_config(config.start), config)
+            refuse_another_generator(shipped_config(config.start).to_dict(), config)
         if not re.fullmatch(SOURCE, self.dataset):
             raise input_error(
                 "--dataset", "owner/name, as in a dataset's address", self.dataset, "look it up on Kaggle"

@@ -28,7 +28,8 @@ from ..gan import FaceGAN
 from .checkpoint import (
     Place, checkpoints, finite_state, place_in_name, restore_newest, save_checkpoint)
 from .folder import Onlooker, Run
-from .session import Session, disk_trouble, measures_after, note_unreadable, write_status
+from .session import (
+    Session, disk_trouble, measures_after, note_unreadable, out_of_patience, write_status)
 from .viz import figure_to_png, image_grid, loss_curves, timelapse, to_png
 
 # %% ../../nbs/runs/callbacks.ipynb #9c4f0bb5
@@ -147,6 +148,8 @@ def settle_log(session: Session, place: Place) -> None:
         run.truncate("log.jsonl", place.log_bytes)
     for record in place.recoveries[len(run.records("recovery")):]:
         run.append("log.jsonl", record)
+    session.measured = [line["frechet"] for line in run.records("measure")
+                        if line["step"] <= session.steps_done]  # another process may not have cut it yet
 
 
 def log_length(run: Run) -> int:
@@ -177,16 +180,21 @@ class DrawPictures(keras.callbacks.Callback):
         if self.session.epoch_complete:
             with self.session.measure("pictures"):
                 self.judge(self.draw())
+        elif out_of_patience(self.session):
+            self.draw_curves()
 
     def draw(self) -> np.ndarray:
-        run, epoch = self.session.run, self.session.epoch
         faces = self.model.generate(self.COUNT, seed=self.session.config.seed)
-        run.write(f"samples/epoch_{epoch:04d}.png", to_png(image_grid(faces)))
+        self.session.run.write(f"samples/epoch_{self.session.epoch:04d}.png", to_png(image_grid(faces)))
+        self.draw_curves()
+        return faces
+
+    def draw_curves(self) -> None:
+        run, epoch = self.session.run, self.session.epoch
         acts = dict.fromkeys(map(self.session.config.loss_at, range(max(1, epoch))))
         curves = loss_curves(run.records("steps") + run.records("measure"), [LOSSES[name] for name in acts],
                              f"{self.session.faces.layout}, {epoch} epochs")
         run.write("losses.png", figure_to_png(curves, "Loss curves of a facegen_keras run."))
-        return faces
 
     def judge(self, faces: np.ndarray) -> None:
         if self.real is None:
@@ -261,7 +269,7 @@ class SpreadCodes(keras.callbacks.Callback):
 
 # %% ../../nbs/runs/callbacks.ipynb #97f45055
 class StopInTime(keras.callbacks.Callback):
-    "Ends the session after the step in which it was asked to, or when another would not fit into the budget."
+    "Ends the session if it was asked to or is out of patience, or when another step would not fit into the budget."
 
     RECENT = 20
 
@@ -278,8 +286,9 @@ class StopInTime(keras.callbacks.Callback):
             self.steps = [*self.steps[-self.RECENT:], now - self.start]
         if session.deadline is not None and now + self.still_to_come() >= session.deadline:
             session.stop_reason = session.stop_reason or "the time is used up"
-        if backend.agree(bool(session.stop_reason)):
-            session.stop_reason = session.stop_reason or "another process was asked to"
+        if backend.agree(bool(session.stop_reason) or out_of_patience(session)):
+            if session.steps_left:
+                session.stop_reason = session.stop_reason or "another process was asked to"
             self.model.stop_training = True
 
     def still_to_come(self) -> float:

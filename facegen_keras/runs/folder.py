@@ -224,7 +224,7 @@ def disk_remedy(
     return "make room" if any(text in reason for text in FULL) else SEE_TO_THE_DISK
 
 # %% ../../nbs/runs/folder.ipynb #a846a287
-FREE_SETTINGS = ("data", "out", "epochs", "max_bad", "save_minutes")  # may change from session to session
+FREE_SETTINGS = ("data", "out", "epochs", "patience", "max_bad", "save_minutes")  # may change from session to session
 
 
 def another_run(out) -> str:

@@ -43,6 +43,9 @@ def load_images(
     if len(faces) < config.batch_size:
         raise input_error("batch_size", f"at most the {len(faces)} images of {config.data}",
                           config.batch_size, "set a smaller batch_size or give more images")
+    if config.patience and not faces.held_out:
+        raise input_error("patience", "none where no images are held out to measure by", config.patience,
+                          "leave it out, or give some 2,000 images (toy: 1,000), or 300 more than limit")
     require_readable(faces)
     return faces, bad
 

@@ -31,9 +31,6 @@ class MeasureFaces(keras.callbacks.Callback):
         super().__init__()
         self.session, self.real = session, None
 
-    def on_train_begin(self, logs=None):
-        self.session.measured = [line["frechet"] for line in self.session.run.records("measure")]
-
     def on_train_batch_end(self, batch, logs=None):
         if measures_after(self.session, self.session.steps_done):
             with self.session.measure("faces"):
@@ -58,7 +55,8 @@ class MeasureFaces(keras.callbacks.Callback):
         session = self.session
         faces = choosing_faces(session.config, session.faces.held_out)
         if len(faces) < LEAST_OF_HALF:
-            session.report(f"only {len(faces)} of the faces to measure by can be read: the run no longer measures")
+            session.report(f"only {len(faces)} of the faces to measure by can be read: the run no longer measures"
+                           + (", and patience does not end it" if session.config.patience else ""))
             session.faces.held_out = None
             return False
         self.features = RandomFeatures(session.config.image_size)
