@@ -36,7 +36,7 @@ ARMS = {  # name -> preset, changed settings, the epochs after which faces are g
     "article": dict(preset="article", width=16, epochs=(1, 3, 6, 9, 23)),
     "article faster": dict(preset="article", width=16, batch_size=32, d_learning_rate=2e-4, g_learning_rate=4e-4,
                            epochs=(1, 3, 6, 9, 23)),
-    "small": dict(preset="small", epochs=(7, 10, 14)),
+    "small": dict(preset="small", redraw_epochs=11, epochs=(12, 14, 16)),
 }
 DRAWN = {  # on 30,000 drawn faces
     "article": dict(preset="article", width=16, epochs=(1, 2, 4, 6, 9, 12, 15, 18)),
