@@ -10,9 +10,9 @@ import dataclasses
 
 from .base.errors import input_error, unknown_name_error
 from .base.loss_table import LOSSES
-from facegen_keras.base.settings import (
-    Rule, Settings, any_text, between, falling, first_and_last, number_from, number_range, one_of, optional_count, setting,
-    whole_number)
+from .base.settings import (
+    Rule, Settings, any_text, between, falling, first_and_last, number_from, number_range, one_of, optional_count,
+    optional_share, setting, whole_number)
 
 # %% ../nbs/01_config.ipynb #233e0975
 def games() -> list[str]:
@@ -66,9 +66,9 @@ class Recipe(Settings):
     noise: str = setting(
         "as_described", "as_described: both are drawn at each step; as_run: once, as the article's code did",
         one_of("as_described", "as_run"), "A, N")
-    augment: float = setting(
+    augment: float | None = setting(
         0.0, "probability that each kind of change (colour, shift, cut-out) is applied to a picture before the "
-        "discriminator sees it; 0: none", number_from(0, 1), "P")
+        "discriminator sees it; none: the fewer pictures, the more", optional_share, "P")
 
     def __post_init__(self):
         super().__post_init__()
@@ -152,7 +152,7 @@ class RunConfig(Recipe):
 # %% ../nbs/01_config.ipynb #1654a60c
 MODERN = dict(networks="residual", latents="normal", latent_dim=128, width=32, loss="relativistic",
               gamma=(1.0, 1.0), blur=(0.7, 0.0), d_learning_rate=2e-4, g_learning_rate=5e-5, final_rate=0.2, beta_1=0.0,
-              beta_2=(0.99, 0.99), input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
+              beta_2=(0.99, 0.99), augment=None, input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
     "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=7,

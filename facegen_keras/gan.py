@@ -142,7 +142,7 @@ def with_input_noise(
 
 def draw_pair_changes(
     count,  # scalar, perhaps known to the device alone: real images, and as many generated ones
-    config: RunConfig,  # image_size, augment
+    config: RunConfig,  # image_size, augment; none, which `train` fills in, counts as 0 here
     seed_generator: keras.random.SeedGenerator,
 ):  # (2 count, 8) float32, real images first; None if the run changes none
     "What is done to both before the discriminator sees them."

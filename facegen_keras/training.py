@@ -8,6 +8,7 @@ __all__ = ['SMALLER', 'MOST_RECOVERIES', 'train', 'continue_run', 'first_gan', '
 
 # %% ../nbs/07_training.ipynb #fc1979d2
 import contextlib
+import dataclasses
 import sys
 import time
 
@@ -16,6 +17,7 @@ import numpy as np
 from .base.errors import TrainingDiverged, first_line, input_error, is_out_of_memory, memory_named
 from .base.output import is_terminal, say
 from .config import RunConfig
+from .engine.augment import choose_augment
 from .engine.average import start_moving_statistics
 from .engine.backend import backend, refuse_keras_settings
 from .engine.encoder import begin_game, latents_encoder
@@ -69,6 +71,8 @@ def train(
     else:
         run, release = open_run(config, faces, bad, fresh, report)
         backend.agree(False)
+    if config.augment is None:
+        config = dataclasses.replace(config, augment=choose_augment(len(faces)))
     session = Session(run, faces, config, report, deadline)
     try:
         with stop_on_signals(session), backend.over_devices(config.batch_size):

@@ -32,6 +32,8 @@ def plan(
     lines = [f"{len(session.faces):,} images ({session.faces.layout}) at {config.image_size}x{config.image_size}, "
              f"{session.steps_per_epoch:,} steps an epoch of {config.batch_size} images, {config.epochs} epochs, "
              f"{choose_precision(config.precision)}", *([begun] if begun else [])]
+    if config.augment:
+        lines.append(f"augment={config.augment}: the discriminator sees the pictures changed")
     if session.steps_done:
         lines.append(f"going on after epoch {session.epoch}, step {session.step}: {left:,} steps left")
     elif left < FEW_STEPS:
