@@ -27,14 +27,16 @@ test-kaggle:
 	  .venv-kaggle/bin/pytest -q tests/test_parity.py tests/test_runtime.py; result=$$?; \
 	  wait $$session && exit $$result; fi
 
-readme: README.md  ## README.md from nbs/index.ipynb; cells with nbdev directives stay out
+readme: README.md README.zh-CN.md  ## from the pages index of nbs/; cells with nbdev directives stay out
 README.md: nbs/index.ipynb
+README.zh-CN.md: nbs/index.zh-CN.ipynb
+README.md README.zh-CN.md:
 	@$(BIN)/jupyter nbconvert --version > /dev/null 2>&1 || { \
-	  echo "README.md: left as it was, since $(BIN) lacks Jupyter's nbconvert; run make .venv/dev, then this again" >&2; exit 2; }
+	  echo "$@: left as it was, since $(BIN) lacks Jupyter's nbconvert; run make .venv/dev, then this again" >&2; exit 2; }
 	@trap 'rm -f $@.md.part $@.part' EXIT; \
 	$(BIN)/jupyter nbconvert --to markdown --RegexRemovePreprocessor.patterns='#\|' --stdout $< > $@.md.part && \
-	  sed -E 's#\]\(([^):]*\.(ipynb|png))\)#](nbs/\1)#g' $@.md.part > $@.part && mv $@.part $@ || { \
-	  echo "README.md: left as it was" >&2; exit 2; }
+	  sed -E 's#\]\(index(\.zh-CN)?\.ipynb\)#](README\1.md)#g; s#\]\(([^):]*\.(ipynb|png))\)#](nbs/\1)#g' $@.md.part > $@.part && mv $@.part $@ || { \
+	  echo "$@: left as it was" >&2; exit 2; }
 
 hooks: .venv/dev  ## git hooks that merge notebooks cell by cell
 	$(BIN)/nbdev_install_hooks

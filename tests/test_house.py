@@ -18,7 +18,7 @@ MODULES = {path.relative_to(ROOT / "facegen_keras").with_suffix("").as_posix().r
 PATH = {"00_story": None, "01_config": "config", "02_toyfaces": "toyfaces", "03_faces": "faces",
         "04_networks": "networks", "05_losses": "losses", "06_gan": "gan", "07_training": "training",
         "08_modern": "residual", "09_metrics": "metrics", "10_results": None}
-BESIDE = {"index": "__init__", "cli": "cli", "main": "__main__"}
+BESIDE = {"index": "__init__", "index.zh-CN": None, "cli": "cli", "main": "__main__"}
 WINGS = {"base", "data", "engine", "features", "runs", "measure", "use", "kaggle", "guides"}
 FLOORS = [["base"], ["config"], ["data"], ["toyfaces"], ["faces"], ["losses", "networks"], ["residual"], ["engine"],
           ["gan"], ["features"], ["runs"], ["training"], ["metrics", "measure", "use"], ["kaggle"], ["cli"], ["__main__"]]

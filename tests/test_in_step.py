@@ -21,7 +21,7 @@ def checkout(tmp_path):
     """A copy in which tools may write."""
     for name in ("nbs", "facegen_keras"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("settings.ini", "setup.py", "README.md", "Makefile"):
+    for name in ("settings.ini", "setup.py", "README.md", "README.zh-CN.md", "Makefile"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -45,11 +45,35 @@ def test_changes_nothing(checkout, command):
     assert [name for name in {*before, *after} if before.get(name) != after.get(name)] == []
 
 
-def test_readme_is_made_from_the_index(checkout):
-    before = (checkout / "README.md").read_text()
-    (checkout / "README.md").unlink()
+def test_both_readmes_are_made_from_the_indexes(checkout):
+    before = {name: (checkout / name).read_text() for name in ("README.md", "README.zh-CN.md")}
+    for name in before:
+        (checkout / name).unlink()
     run_in(checkout, "make", "readme", f"BIN={BIN}")
-    assert (checkout / "README.md").read_text() == before
+    assert {name: (checkout / name).read_text() for name in before} == before
+
+
+def told(text):
+    """What each chapter of a README has in any language: commands, code, figures, links, the shape of its tables."""
+    for chapter in text.split("\n## "):
+        blocks = re.findall(r"```\w+\n(.*?)```", chapter, re.S)
+        prose = re.sub(r"```.*?```", "", chapter, flags=re.S).replace("](README.zh-CN.md)", "](README.md)")
+        yield {"commands": [line.partition("#")[0].rstrip() for block in blocks for line in block.splitlines()],
+               "figures": sorted(re.findall(r"\d+(?:[.,]\d+)*", chapter)), "code": sorted(re.findall(r"`([^`]+)`", prose)),
+               "links": sorted(re.findall(r"\]\(([^)]+)\)", prose)), "tables": [line.count("|") for line in prose.splitlines() if "|" in line]}
+
+
+def test_the_chinese_readme_tells_what_the_english_one_tells():
+    english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md"))
+    assert list(told(chinese)) == list(told(english))
+    assert "[中文](README.zh-CN.md)" in english.splitlines()[:6] and "[English](README.md)" in chinese.splitlines()[:6]
+
+
+@pytest.mark.parametrize("line, other", [("make test ", "make check "), ("10,900", "10,000"), ("](nbs/cli.ipynb)", "](nbs/main.ipynb)"),
+                                         ("`train`", "`sample`"), ("|float32|", "|"), ("(64, 64, 64, 3)", "(64, 64, 3)")])
+def test_a_readme_that_tells_something_else_is_noticed(line, other):
+    text = (ROOT / "README.zh-CN.md").read_text()
+    assert line in text and list(told(text.replace(line, other, 1))) != list(told(text))
 
 
 def make(checkout, *arguments, path=None):
@@ -134,7 +158,7 @@ def test_a_page_is_small_and_was_run(path):
             assert output["output_type"] != "error"
             assert output.get("name") != "stderr", "a page shows what a reader should read, not warnings"
             assert "WARNING" not in "".join(output.get("text", "")), "nor those printed elsewhere"
-    if path.stem != "index":
+    if path.stem.partition(".")[0] != "index":
         assert any(cell.get("outputs") for cell in notebook["cells"]), "the page was never run"
 
 
