@@ -50,7 +50,7 @@ setup(
     cmdclass={"build_py": BuildWithStory, "sdist": SourcesWithStory},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "jax", "align", "video")},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "docs", "jax", "align", "video")},
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],
