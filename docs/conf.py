@@ -37,7 +37,7 @@ html_theme_options = {"source_repository": settings["git_url"], "source_branch":
 html_sidebars = {"**": [f"sidebar/{name}.html" for name in ("brand", "search", "scroll-start")]
                  + ["explore.html"] * play + ["sidebar/navigation.html", "sidebar/scroll-end.html"]}
 html_baseurl = f"{settings['doc_host']}{settings['doc_baseurl']}/"
-html_copy_source = False
+html_copy_source = html_use_index = False
 html_extra_path = [str(extra)] * play
 templates_path = ["templates"]
 
@@ -48,6 +48,13 @@ def show_page(app, name, source):
         source[0] = page(source[0], name, NBS, play)
 
 
+def finish_page(app, name, template, context, tree):
+    "Pictures that a text links open rather than being saved; the Chinese page says that it is Chinese."
+    context["body"] = context.get("body", "").replace('download="" href=', "href=")
+    if name.endswith(".zh-CN"):
+        context["language"] = "zh-CN"
+
+
 def show_formula(translator, node):
     "A formula as MathML."
     translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
@@ -56,4 +63,5 @@ def show_formula(translator, node):
 
 def setup(app):
     app.connect("source-read", show_page)
+    app.connect("html-page-context", finish_page)
     app.add_html_math_renderer("mathml", (show_formula, None), (show_formula, None))
