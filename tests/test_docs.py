@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NBS = {path.relative_to(ROOT / "nbs").with_suffix("").as_posix(): path for path in sorted((ROOT / "nbs").rglob("*.ipynb"))
        if ".ipynb_checkpoints" not in path.parts}
-PUBLISHED = re.search(r"path: (.+)", (ROOT / ".github/workflows/docs.yml").read_text())[1]
+PUBLISHED = re.search(r"\n +path: (.+)", (ROOT / ".github/workflows/docs.yml").read_text())[1]
 
 spec = importlib.util.spec_from_file_location("pages", ROOT / "docs/pages.py")
 pages = importlib.util.module_from_spec(spec)
@@ -142,8 +142,10 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(site):
-    return {path.relative_to(site).with_suffix("").as_posix(): Page(path) for path in sorted(site.rglob("*.html"))
-            if "explore" not in path.relative_to(site).parts and "_static" not in path.parts}
+    built = {path.relative_to(site).with_suffix("").as_posix(): Page(path) for path in sorted(site.rglob("*.html"))
+             if "explore" not in path.relative_to(site).parts and "_static" not in path.parts}
+    assert built.keys() == {*NBS, "records/trials", "search"}
+    return built
 
 
 def cells_of(name):
