@@ -282,6 +282,35 @@ def test_killed_and_started_again_it_writes_the_same_files(tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "unbroken")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 1])
+def test_ctrl_c_says_nothing_of_the_processes_and_is_gone_on_from(tmp_path, seconds):
+    photographs = marked_photographs(tmp_path / "photographs", 12, faces=1)
+    run(photographs, tmp_path / "unbroken")
+    script = "from photographs import *\ntry: align_slowly('photographs', 'faces')\nexcept KeyboardInterrupt: print('interrupted')"
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment, text=True, start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (tmp_path / "faces" / "aligned.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: all processes
+    out, err = process.communicate()
+    assert (out in ("interrupted\n", ""), err) == (True, "")
+    run(photographs, tmp_path / "faces")
+    assert contents(tmp_path / "faces") == contents(tmp_path / "unbroken")
+
+
+def test_a_script_of_two_lines(tmp_path):
+    """It runs once, though it has no `if __name__ == "__main__"`."""
+    marked_photographs(tmp_path / "photographs", 2)
+    (tmp_path / "script.py").write_text("from photographs import *\n"
+                                        "print(len(align_photographs('photographs', 'faces', processes=2, start=MarkedFinder)))\n")
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
+
+
 def any_left(group):
     try:
         os.killpg(group, 0)

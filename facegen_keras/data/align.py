@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ENOUGH_PIXELS', 'NO_SECOND', 'NOT_LARGEST', 'NO_FACE', 'LEFT_BEHIND', 'OPTIONS', 'is_size', 'Alignment',
            'read_photograph', 'judge_face', 'faces_of', 'Worker', 'end_with', 'begin_work', 'start_detector', 'work_on',
-           'as_png', 'default_processes', 'work_through', 'Written', 'face_name', 'read_report', 'to_lines', 'is_done',
-           'go_on_from', 'keep_faces', 'refuse_out', 'align_photographs']
+           'as_png', 'starting_apart', 'default_processes', 'work_through', 'Written', 'face_name', 'read_report',
+           'to_lines', 'is_done', 'go_on_from', 'keep_faces', 'refuse_out', 'align_photographs']
 
 # %% ../../nbs/data/align.ipynb #5b66c645
 import contextlib
@@ -18,7 +18,9 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
+import types
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -166,6 +168,20 @@ def as_png(face: np.ndarray) -> bytes:  # (H, W, 3) uint8
     Image.fromarray(face).save(file, "PNG")
     return file.getvalue()
 
+# %% ../../nbs/data/align.ipynb #a11a0002
+@contextlib.contextmanager
+def starting_apart():
+    "Within it, a process that starts runs nothing of the caller's script, and knows no Ctrl-C."
+    is_main = threading.current_thread() is threading.main_thread()  # no other may ask for signals
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None  # what is ignored stays so in what starts
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if is_main:
+            signal.signal(signal.SIGINT, before)
+
 # %% ../../nbs/data/align.ipynb #cee78155
 def default_processes() -> int:
     "How many are started: each takes about a gigabyte."
@@ -184,6 +200,9 @@ def work_through(
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), begin_work,
                                (source, options, start, threads))
     try:
+        with starting_apart():
+            for _ in indices[:processes]:
+                pool.submit(os.getpid)  # starts a process
         yield from pool.map(work_on, indices)
     except BrokenProcessPool as error:
         raise input_error("--processes", "processes that live", "one that the system has ended, perhaps for its memory",
