@@ -25,7 +25,7 @@ from facegen_keras.base.errors import InputError
 from facegen_keras.cli import main
 from facegen_keras.data import align
 from facegen_keras.data.align import Alignment, align_photographs, faces_of, read_photograph
-from facegen_keras.data.find_faces import FaceFinder, find_faces
+from facegen_keras.data.find_faces import FaceFinder, FoundFace, find_faces
 from facegen_keras.data.frame import (
     FACE_POINTS, Similarity, cut_face, fit_similarity, frame_points, pad_softly, share_outside, sharpness)
 from facegen_keras.toyfaces import ToyFaces
@@ -239,6 +239,23 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(in_this_process, tmp
     again = run(photographs, tmp_path / "faces")
     assert [row["source"] for row in again] == ["00.png", "00.png", "02.png", "02.png", "01.png"]
     assert {path.name for path in (tmp_path / "faces").glob("*.png")} == {row["face"] for row in again[1:]}
+
+
+def test_a_copy_takes_the_place_of_a_photograph_that_changed(in_this_process, tmp_path):
+    photographs = marked_photographs(tmp_path / "photographs", 3)
+    shutil.copy(photographs / "01.png", photographs / "copy.png")
+    rows = run(photographs, tmp_path / "faces")
+    assert reasons(rows)[-2:] == ["repeated", "repeated"]
+    marked((60, 80, 98), seed=50).save(photographs / "01.png")
+    again = run(photographs, tmp_path / "faces")
+    assert [row["source"] for row in again] == ["00.png", "00.png", "02.png", "02.png", "01.png", "copy.png", "copy.png"]
+    assert reasons(again) == 7 * [""]
+    assert {path.name for path in (tmp_path / "faces").glob("*.png")} == {row["face"] for row in again}
+
+
+def test_a_face_that_is_hardly_too_small_is_not_called_as_large_as_asked_for():
+    row = align.judge_face(FoundFace(np.array([0, 0, 90, 119.6]), FACE_POINTS, 0.9, None), FRAME, 1, Alignment(least_size=120))
+    assert (row["size"], row["why"]) == (119, "too small: 119 pixels")
 
 
 @pytest.mark.parametrize("damage", ["torn", "a photograph half there", "nothing", "noise"])
