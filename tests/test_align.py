@@ -202,9 +202,10 @@ def test_one_picture_a_face_and_a_report(tmp_path):
     (photographs / "film.mov").write_bytes(b"...")
     marked((60, 80, 98), seed=77).save(photographs / "z.jpg", quality=95, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0")
     shutil.copy(photographs / "00.png", photographs / "y.png")
-    done = []
-    rows = align_photographs(photographs, tmp_path / "faces", processes=2, start=MarkedFinder, progress=lambda *at: done.append(at))
-    assert done == [(number, 7) for number in range(1, 8)]
+    done, remarks = [], []
+    rows = align_photographs(photographs, tmp_path / "faces", processes=2, start=MarkedFinder,
+                             progress=lambda *at: done.append(at), remark=remarks.append)
+    assert (done, remarks) == ([(number, 7) for number in range(1, 8)], ["not looked at: 1 .mov"])
     assert [row["source"] for row in rows] == sorted(row["source"] for row in rows)
     assert reasons(rows) == 6 * [""] + ["no face found", "HTML, not a picture", "repeated", "repeated", ""]
     assert rows[8]["why"].endswith(rows[0]["face"]) and rows[9]["why"].endswith(rows[1]["face"])
@@ -405,7 +406,8 @@ def facegen(capfd):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["nowhere", "--out", "faces"], "nothing is there"), (["photographs"], "Missing option '--out'"),
+    (["nowhere", "--out", "faces"], "photographs: expected a folder of pictures or a .zip of one, got 'nowhere'; check the path, nothing is there"),
+    (["photographs/00.png", "--out", "faces"], "give the folder that it lies in"), (["photographs"], "Missing option '--out'"),
     (["photographs", "--out", "faces", "--size", "200x100"], "178x218"), (["photographs", "--out", "faces", "--size", "wide"], "such as 178x218"),
     (["photographs", "--out", "faces", "--size", "4"], "from 16 to 2048"), (["photographs", "--out", "faces", "--faces", "some"], "'all', 'largest'"),
     (["photographs", "--out", "faces", "--margin", "1"], "0<=x<1"), (["photographs", "--out", "faces", "--least-size", "3"], "20<=x"),
@@ -533,11 +535,12 @@ def test_the_command_from_photographs_to_faces(generated, tmp_path):
     for number, (picture, _) in enumerate(groups(generated[:6], 6 * [None], seed=3)):
         picture.save(tmp_path / "photographs" / f"{number}.jpg", quality=95)
     (tmp_path / "photographs" / "page.jpg").write_text("<!doctype html>")
+    (tmp_path / "photographs" / "phone.heic").write_bytes(b"...")
     environment = {**os.environ, "KERAS_HOME": str(tmp_path / "keras"), "KERAS_BACKEND": "jax", "PYTHONPATH": str(TESTS.parent)}
     done = subprocess.run([sys.executable, "-m", "facegen_keras", "align", "photographs", "--out", "faces", "--size", "128"], cwd=tmp_path,
                           env=environment, capture_output=True, text=True)
     told = [line for line in done.stderr.splitlines() if not line.startswith("finding faces")]  # a line each half a minute
     assert done.returncode == 0 and told == [], done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "3 photographs: 6 faces in faces" and "page.jpg: HTML, not a picture" in done.stdout, done.stdout
+    assert lines[0] == "3 photographs: 6 faces in faces" and "not looked at: 1 .heic" in lines and "page.jpg: HTML, not a picture" in done.stdout, done.stdout
     assert {Image.open(path).size for path in (tmp_path / "faces").glob("*.png")} == {(128, 128)}

@@ -6,7 +6,8 @@
 __all__ = ['ENOUGH_PIXELS', 'NO_SECOND', 'NOT_LARGEST', 'NO_FACE', 'LEFT_BEHIND', 'REPEATED', 'OPTIONS', 'is_size', 'Alignment',
            'read_photograph', 'judge_face', 'faces_of', 'Worker', 'end_with', 'begin_work', 'start_detector', 'work_on',
            'as_png', 'starting_apart', 'default_processes', 'work_through', 'Written', 'face_name', 'read_report',
-           'to_lines', 'is_done', 'twin', 'keep_faces', 'go_on_from', 'refuse_out', 'align_photographs']
+           'to_lines', 'is_done', 'twin', 'keep_faces', 'go_on_from', 'refuse_photographs', 'refuse_out',
+           'align_photographs']
 
 # %% ../../nbs/data/align.ipynb #5b66c645
 import contextlib
@@ -39,7 +40,7 @@ from .frame import (
     SAME_PICTURE, cut_face, face_print, frame_points, misfit, share_outside, sharpness, why_left_out)
 from .pictures import CELEBA_SIZE, UnreadableImage, open_picture, read_picture
 from .sources import open_source
-from .tree import ALIGNED_LIST, is_picture
+from .tree import ALIGNED_LIST, is_picture, list_kinds
 
 # %% ../../nbs/data/align.ipynb #883b447f
 def is_size(value) -> bool:  # of a picture that has a frame
@@ -326,6 +327,13 @@ def go_on_from(
 OPTIONS = ".align.json"
 
 
+def refuse_photographs(photographs: Path) -> None:
+    "`InputError` unless there may be photographs."
+    if not photographs.exists() or photographs.is_file() and is_picture(photographs.name):
+        raise input_error("photographs", "a folder of pictures or a .zip of one", str(photographs),
+                          "give the folder that it lies in" if photographs.exists() else "check the path, nothing is there")
+
+
 def refuse_out(
     photographs: Path,
     out: Path,
@@ -357,11 +365,13 @@ def align_photographs(
     processes: int | None = None,  # None: `default_processes`
     progress=lambda done, total: None,  # called after each photograph
     start=start_detector,  # makes a finder of faces in each process; a function of a module
+    remark=lambda line: None,  # called with what is not looked at, such as HEIC
 ) -> list[dict]:  # rows of the report
     "Writes every good face of the photographs as a picture of its own; goes on where it was broken off."
     photographs, out = Path(photographs), Path(out)
     if start is start_detector:
         refuse_without_detector()
+    refuse_photographs(photographs)
     source = open_source(photographs)
     indices = [index for index, name in enumerate(source.names) if is_picture(name)]
     refuse_out(photographs, out, options)
@@ -371,6 +381,8 @@ def align_photographs(
         write_file(out / OPTIONS, options.to_json().encode())
         report, indices, written = go_on_from(source, indices, out)
         total = len(report) + len(indices)
+        if source.others:
+            remark(f"not looked at: {list_kinds(source.others)}")
         write_file(out / ALIGNED_LIST, to_lines([row for rows in report for row in rows]))
         work = work_through(source, indices, options, processes or default_processes(), start)
         with open(out / ALIGNED_LIST, "ab") as file, contextlib.closing(work):
