@@ -342,8 +342,11 @@ def test_two_at_work_in_one_folder(in_this_process, tmp_path):
     from facegen_keras.base.locks import lock_folder
     photographs = marked_photographs(tmp_path / "photographs", 1)
     run(photographs, tmp_path / "faces")
-    with lock_folder(tmp_path / "faces/.align.lock", "", "", ""), pytest.raises(InputError, match="no other facegen align is at work"):
+    lock = lock_folder(tmp_path / "faces/.align.lock", "", "", "")
+    with pytest.raises(InputError, match="no other facegen align is at work"):
         run(photographs, tmp_path / "faces")
+    lock.release()
+    assert len(run(photographs, tmp_path / "faces")) == 2
 
 
 @pytest.mark.parametrize("out, said", {"photographs": "outside", "photographs/faces": "outside", "full": "new or empty",

@@ -376,7 +376,9 @@ def align_photographs(
     indices = [index for index, name in enumerate(source.names) if is_picture(name)]
     refuse_out(photographs, out, options)
     out.mkdir(parents=True, exist_ok=True)
-    with lock_folder(out / ".align.lock", "--out", "a folder in which no other facegen align is at work", "choose another --out"):
+    with contextlib.ExitStack() as stack:
+        lock = lock_folder(out / ".align.lock", "--out", "a folder in which no other facegen align is at work", "choose another --out")
+        stack.callback(lock.release)
         refuse_out(photographs, out, options)
         write_file(out / OPTIONS, options.to_json().encode())
         report, indices, written = go_on_from(source, indices, out)
