@@ -489,7 +489,7 @@ def test_generated_faces_are_found_where_they_are(finder, generated):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["on its side", "grey", "with alpha", "16 bits", "large"])
+@pytest.mark.parametrize("how", ["on its side", "grey", "with alpha", "16 bits", "large", "progressive", "CMYK"])
 def test_however_it_is_stored(finder, generated, how):
     face = generated[0]
     points = alone(finder, face)
@@ -498,7 +498,8 @@ def test_however_it_is_stored(finder, generated, how):
     clear.paste((0, 0, 0, 0), (0, 0, 40, 320))
     large = picture.resize((3360, 2560), Image.Resampling.BICUBIC)
     data = {"on its side": on_its_side(picture), "grey": saved(picture.convert("L"), "JPEG", quality=95), "with alpha": saved(clear),
-            "16 bits": saved(Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)), "large": saved(large, "JPEG")}[how]
+            "16 bits": saved(Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)), "large": saved(large, "JPEG"),
+            "progressive": saved(picture, "JPEG", quality=95, progressive=True), "CMYK": saved(picture.convert("CMYK"), "JPEG", quality=95)}[how]
     [(row, cut)] = faces_of(*read_photograph(data), finder, Alignment())
     assert row["why"] is None and cut.shape == (218, 178, 3)
     width = np.hypot(*(expected[1] - expected[0]))
