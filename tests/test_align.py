@@ -428,7 +428,7 @@ def test_a_detector_that_is_not_there_is_one_line(facegen, tmp_path, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     status, out, err = facegen("align", marked_photographs(tmp_path / "photographs", 1), "--out", tmp_path / "faces")
     assert (status, out) == (2, "") and err == (
-        'facegen: mtcnn: expected the package that finds faces, got \'none\'; type pip install "facegen_keras[align]", or pip install mtcnn\n')
+        'facegen: mtcnn: expected the package that finds faces, got \'none\'; type pip install ".[align]" in the clone of this package, or pip install mtcnn\n')
     assert not (tmp_path / "faces").exists()
 
 
