@@ -255,7 +255,7 @@ def check_projected(
 def project(run, pictures, steps, last, out):
     "Find latents from which a RUN redraws the faces in PICTURES."
     from facegen_keras.use.pictures import read_faces
-    folder, names = out or default_out(run, "projected"), list(map(str, pictures))
+    folder, names = out or default_out(run, "projected" + "_last" * last), list(map(str, pictures))
     faces = read_faces(pictures, Run(find_run(run)))
     check_projected(folder, names)
     folder.mkdir(parents=True, exist_ok=True)
@@ -301,7 +301,7 @@ def check_morph_target(
 def morph(context, run, first, second, count, seconds, fps, side, steps, last, out):
     "Draw a RUN's way from the face in picture FIRST to that in SECOND."
     from facegen_keras.use.pictures import read_faces
-    folder, target = Run(find_run(run)), out or default_out(run, f"morph_{first.stem}_{second.stem}.png")
+    folder, target = Run(find_run(run)), out or default_out(run, f"morph_{first.stem}_{second.stem}{'_last' * last}.png")
     as_film = check_morph_target(context, target, folder.config.image_size)
     gan, found = find_latents(run, read_faces([first, second], folder), steps, last)
     from facegen_keras.runs.start import which_generator
