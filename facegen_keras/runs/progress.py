@@ -46,10 +46,12 @@ def plan(
 def what_patience_does(session: Session) -> str:
     "When the run would end before its epochs."
     config, every = session.config, steps_between_measurements(session.config)
-    game, redrawing = ((epochs * session.steps_per_epoch) for epochs in (
-        config.epochs - config.redraw_epochs, config.redraw_epochs))
-    to_come = (game - 1) // every - max(0, session.steps_done - redrawing) // every  # before the last step
-    if since_best(session.measured) + to_come - (not session.measured) < config.patience:
+    game = (config.epochs - config.redraw_epochs) * session.steps_per_epoch
+    played = max(0, session.steps_done - config.redraw_epochs * session.steps_per_epoch)
+    to_come = (game - 1) // every - played // every  # before the last step
+    if not session.measured:
+        to_come -= 1  # the first is a best itself
+    if since_best(session.measured) + to_come < config.patience:
         return (f"patience={config.patience} will not end it: there are too few measurements, one every {every:,} "
                 "steps, see measure_images")
     return f"patience={config.patience}: it ends once so many measurements in a row, one every {every:,} steps, bring no new best"
