@@ -62,7 +62,7 @@ def names(faces):
 
 FOREIGN = [".DS_Store", "._a.jpg", ".ipynb_checkpoints", "__MACOSX", "Thumbs.db", "thumbs.db", "desktop.ini", "Icon\r",
            "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir", "__pycache__", ".nfs0001", "notes.txt~",
-           "a.jpg:Zone.Identifier", "~$table.xlsx", ".directory"]
+           "a.jpg:Zone.Identifier", "~$table.xlsx", ".directory", "~snapshot", "LOST.DIR"]
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -70,12 +70,17 @@ def test_what_other_programs_leave_is_foreign(name):
     assert is_foreign(name) and is_leftover(name)
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "config.json", "thumbs", "Icons", "lost", "macosx", "a~b.png"])
+@pytest.mark.parametrize("name", ["a.jpg", "config.json", "thumbs", "Icons", "lost", "macosx", "a~b.png", "snapshot", "partial"])
 def test_what_a_person_makes_is_not(name):
     assert not is_leftover(name)
 
 
-@pytest.mark.parametrize("name", [".DS_Store", ".ipynb_checkpoints/a.ipynb", "Thumbs.db", "@eaDir/a.jpg",
+@pytest.mark.parametrize("name", ["anaconda_projects", "facegen.ipynb.partial", "a.png.filepart", "nohup.out"])
+def test_what_may_also_be_a_persons_is_left_out_of_no_collection(name):
+    assert is_leftover(name) and not is_foreign(name)
+
+
+@pytest.mark.parametrize("name", [".DS_Store", ".ipynb_checkpoints/a.ipynb", "Thumbs.db", "@eaDir/a.jpg", "anaconda_projects/db",
                                   "config.json.0123abcd.part"])
 def test_a_run_may_begin_beside_them(tmp_path, name):
     folder = pytest.importorskip("facegen_keras.runs.folder")
@@ -97,17 +102,19 @@ def test_their_pictures_are_not_taken(tmp_path, name):
 @pytest.mark.parametrize("contents, line", [
     (("Anna~/a.png", "Anna~/b.png", "~$c.png", "x.tmp/d.png", "notes.txt~", "~$table.xlsx"), None),
     (("a.png", "lost+found/#12/b.png", "lost+found/#13"), "1 in lost+found"),
+    (("a.png", "LOST.DIR/12.jpg", "LOST.DIR/13.jpg", "anaconda_projects/b.png"), "2 in LOST.DIR"),
     (("a.png", ".private/b.HEIC", ".private/c.mov", ".private/d.txt", ".e.jpg"), "3 hidden"),
     (("a.png", ".Trash-1000/files/b.png", ".thumbnails/c.png", ".git/d.png", "#recycle/e.png", ".snapshot/x/f.png"), None)])
 def test_no_picture_of_a_persons_is_taken_for_another_programs(tmp_path, contents, line):
     pictures = {name: picture(number) for number, name in enumerate(contents)}
-    taken = [name for name in sorted(contents) if name.endswith(".png") and not name.startswith((".", "lost", "#"))]
+    taken = [name for name in sorted(contents) if name.endswith(".png") and not name.startswith((".", "lost", "LOST", "#"))]
     for data in (write(tmp_path / "tree", pictures), zip_up(tmp_path / "tree.zip", pictures)):
         faces = load_faces(data)
         assert names(faces) == taken and faces.remarks == ([f"not looked at: {line}"] if line else [])
 
 
-@pytest.mark.parametrize("name", [".snapshot", ".git", ".Trash-1000", "@eaDir", ".ipynb_checkpoints", ".venv"])
+@pytest.mark.parametrize("name", [".snapshot", ".git", ".Trash-1000", "@eaDir", ".ipynb_checkpoints", ".venv", "~snapshot", ".AppleDouble",
+                                  ".@__thumb", ".stversions"])
 def test_folders_of_copies_are_not_entered(tmp_path, monkeypatch, name):
     write(tmp_path, {"a.png": picture(), f"{name}/deep/b.png": b"", f"mine/{name}/c.png": b""})
     entered, look_into = [], tree.look_into
@@ -124,6 +131,14 @@ def test_half_written_files_of_a_run_and_no_others_are_swept(tmp_path, name, our
     folder = pytest.importorskip("facegen_keras.runs.folder")
     write(tmp_path, {name: b""})
     assert folder.half_written(folder.Run(tmp_path)) == ([tmp_path / name] if ours else [])
+
+
+def test_a_copy_of_a_runs_file_is_not_deleted_with_the_run(tmp_path):
+    folder = pytest.importorskip("facegen_keras.runs.folder")
+    copies = ["samples/epoch_0001-Copy1.png", "samples/epoch_0002 (1).png", "checkpoints/epoch_0001_step_000000-Copy1.npz", "faces_seed_my_best.png"]
+    own = ["samples/epoch_0001.png", "checkpoints/epoch_0001_step_000000.npz", "faces_seed_3.png", "config.json", "log.jsonl"]
+    folder.delete_run(folder.Run(write(tmp_path, dict.fromkeys(copies + own, b""))))
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(copies)
 
 
 def test_a_copy_of_a_grid_is_no_grid(tmp_path):
@@ -211,9 +226,13 @@ def test_other_pictures_with_numbers_for_names_are_no_celeba(tmp_path, size, pla
                              "they have other proportions than CelebA's"]
 
 
-def test_a_list_with_quoted_names_is_read(tmp_path):
+ROWS = {"quoted": b"image_id,partition\n" + LIST.replace(b" ", b'",').replace(b"0000", b'"0000'), "with semicolons": LIST.replace(b" ", b";"),
+        "of Windows": b"\xef\xbb\xbfimage_id,partition\r\n" + LIST.replace(b" ", b",").replace(b"\n", b"\r\n"), "with tabs": LIST.replace(b" ", b"\t")}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_a_list_is_read_as_other_programs_have_saved_it(tmp_path, rows):
     celeba(tmp_path, "beside")
-    rows = b"image_id,partition\n" + LIST.replace(b" ", b'",').replace(b"0000", b'"0000')
     assert len(load_faces(write(tmp_path, {"list_eval_partition.csv": rows}))) == 5
 
 
@@ -569,7 +588,27 @@ def test_grey_of_many_levels_has_its_own_range(data, level):
     assert np.abs(decode_face(data, 8, "square").astype(int) - level).max() <= 1
 
 
-@pytest.mark.parametrize("data", [tiff(np.full(256, 200, "<u4"), 32), tiff(np.full(256, 200, "<i4"), 32, kind=2),
+def colour_tiff(*values):
+    "A TIFF of 16 bits a channel."
+    data, count = np.tile(np.array(values, "<u2"), 256).tobytes(), len(values)
+    tags = ((256, 4, 1, 16), (257, 4, 1, 16), (258, 3, count, 8 + len(data) + 126), (259, 4, 1, 1), (262, 4, 1, 2), (273, 4, 1, 8),
+            (277, 4, 1, count), (278, 4, 1, 16), (279, 4, 1, len(data)), (339, 4, 1, 1))
+    return (struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + b"".join(struct.pack("<2H2I", *tag) for tag in tags)
+            + bytes(4) + struct.pack(f"<{count}H", *count * [16]))
+
+
+def ppm(level):
+    return b"P6 16 16 65535\n" + np.full(3 * 256, level, ">u2").tobytes()
+
+
+@pytest.mark.parametrize("data, level", [(colour_tiff(200 * 257, 0, 257), 200), (ppm(200 * 257), 200), (ppm(600), 2), (png(2, [51_400, 51_400, 9]), 200),
+                                         (b"P6 16 16 1023\n" + np.full(3 * 256, 200, ">u2").tobytes(), 50)])
+def test_colours_of_many_levels_have_their_own_range(data, level):
+    assert np.abs(decode_face(data, 8, "square")[..., 0].astype(int) - level).max() <= 1
+
+
+@pytest.mark.parametrize("data", [colour_tiff(9, 200, 3), colour_tiff(255, 200, 3, 65_535), ppm(255), b"P3 16 16 65535\n" + 768 * b"200 ",
+                                  b"P2 16 16 65535\n" + 256 * b"200 ", png(4, [200, 65_535]), tiff(np.full(256, 200, "<u4"), 32), tiff(np.full(256, 200, "<i4"), 32, kind=2),
                                   tiff(np.full(256, 2**31, "<u4"), 32), tiff(np.full(256, 9000, "<i2"), 16, kind=2),
                                   tiff(np.full(256, 200, "<f4"), 32, kind=3), tiff(np.full(256, 200, "<u2"), 16),
                                   save(Image.fromarray(np.full((16, 16), 255, np.uint16))), png(2, [9, 200, 3]),
