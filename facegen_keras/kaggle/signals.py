@@ -9,7 +9,8 @@ __all__ = ['Signals', 'interruptible_client']
 import asyncio
 import contextlib
 import signal
-import sys
+
+from ..base.output import say
 
 # %% ../../nbs/kaggle/signals.ipynb #80fc1c10
 class Signals:
@@ -26,7 +27,7 @@ class Signals:
 
     def __exit__(self, *_):
         if self.first == signal.SIGTERM:
-            print("facegen: terminated", file=sys.stderr)
+            say("facegen: terminated", err=True)
         self.catch(self.before if self.first is None else dict.fromkeys(self.before, signal.SIG_IGN))  # until the process ends
 
     def catch(self, handlers: dict | None = None) -> None:  # None: our own
