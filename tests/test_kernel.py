@@ -286,6 +286,7 @@ WAITING = "import os, time; open('process', 'w').write(str(os.getpid())); "
 BUSY = "[None for _ in iter(int, 1)]"
 ENDS = {"interrupted": ("time.sleep(600)", [signal.SIGINT], 130, "facegen: interrupted\n"),
         "terminated": ("time.sleep(600)", [signal.SIGTERM], 143, "facegen: terminated\n"),
+        "hung up": (BUSY, [signal.SIGHUP], 129, "facegen: terminated\n"),
         "killed": ("time.sleep(600)", None, 2, "Jupyter's process to run until the notebook ends, got 'one that was killed'"),
         "killed by itself": ("os.kill(os.getpid(), 9)", [], 2, "one that was killed"),
         "busy and interrupted": (BUSY, [signal.SIGINT], 130, "facegen: interrupted\n"),

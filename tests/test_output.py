@@ -269,6 +269,21 @@ def test_a_process_that_is_terminated_has_its_status_whatever_stderr_is(monkeypa
         assert stderr.text == "facegen: terminated\n"
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_closes_ends_a_process_unless_nohup_has_it_ignored(monkeypatch, ignored):
+    monkeypatch.setattr(sys, "stderr", Tracker())
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    signals = Signals()
+    try:
+        with nullcontext() if ignored else pytest.raises(SystemExit) as ended:
+            with signals:
+                signal.raise_signal(signal.SIGHUP)
+        signals.catch(signals.before)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ignored or ended.value.code == 129
+
+
 @pytest.mark.parametrize("stdout", [Tracker(), Tracker(GONE), Tracker(BrokenPipeError()), Terminal(GONE), None], ids=lambda stream: repr(getattr(stream, "error", "none")))
 def test_a_chain_outlives_its_terminal(monkeypatch, stdout):
     assert status_of_a_chain(monkeypatch, stdout) == 0

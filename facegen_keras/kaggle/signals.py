@@ -14,7 +14,7 @@ from ..base.output import say
 
 # %% ../../nbs/kaggle/signals.ipynb #80fc1c10
 class Signals:
-    "Within it the first Ctrl-C or SIGTERM ends what runs; those after it change nothing."
+    "Within it the first Ctrl-C, SIGTERM or SIGHUP ends what runs; those after it change nothing."
 
     def __init__(self):
         self.first = None  # the signal that came
@@ -22,11 +22,13 @@ class Signals:
 
     def __enter__(self):
         self.before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+        if getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup
+            self.before[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
         self.catch()
         return self
 
     def __exit__(self, *_):
-        if self.first == signal.SIGTERM:
+        if self.first not in (None, signal.SIGINT):
             say("facegen: terminated", err=True)
         self.catch(self.before if self.first is None else dict.fromkeys(self.before, signal.SIG_IGN))  # until the process ends
 
