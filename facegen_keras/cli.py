@@ -307,7 +307,8 @@ def main(
     except OSError as error:
         if error.filename is None and error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF):
             raise  # these four come from Click's own printing
-        leave(2, f"{error.filename or 'stdout'}: expected a path that can be used, got {error.strerror!r}; choose another")
+        said = error.strerror or " ".join(map(str, error.args))  # Pillow's have no number
+        leave(2, f"{error.filename or 'stdout'}: expected a path that can be used, got {said!r}; choose another")
     leave(0)
 
 
