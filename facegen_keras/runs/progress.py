@@ -19,6 +19,7 @@ from rich.console import Console
 
 from ..base.loss_table import Loss
 from ..base.output import SECONDS_BETWEEN_LINES
+from ..config import RunConfig
 from ..engine.precision import choose_precision
 from .callbacks import FEW_STEPS
 from .session import Session, since_best, steps_between_measurements
