@@ -30,7 +30,7 @@ from .data.commands import align
 from .engine.starting import start_keras
 from .kaggle.commands import kernel
 from .runs.folder import SEE_TO_THE_DISK, Run, disk_remedy
-from .use.commands import film, last_option, morph, project, sample
+from .use.commands import film, last_option, morph, project, refuse_options, sample
 
 # %% ../nbs/cli.ipynb #f1f51232
 class Commands(click.Group):
@@ -247,10 +247,9 @@ def check(path, out):
 @click.pass_context
 def bench(context, image_size, batch_size, width, rounds, costs, out):
     "Measure a training step against the published schedule, Keras' usual one, and PyTorch if it is installed."
-    for option in context.command.params if costs else ():
-        if option.name not in ("costs", "out") and context.get_parameter_source(option.name).name == "COMMANDLINE":
-            raise input_error(option.opts[0], "nothing beside --costs, which measures several sizes and batches",
-                              context.params[option.name], "leave it out")
+    if costs:
+        refuse_options(context, ["image_size", "batch_size", "width", "rounds"],
+                       "nothing beside --costs, which measures several sizes and batches")
     check_target(out)
     RunConfig(image_size=image_size)
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # each contender has a process of its own
@@ -308,7 +307,8 @@ def main(
     except OSError as error:
         if error.filename is None and error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF):
             raise  # these four come from Click's own printing
-        leave(2, f"{error.filename or 'stdout'}: expected a path that can be used, got {error.strerror!r}; choose another")
+        said = error.strerror or " ".join(map(str, error.args))  # Pillow's have no number
+        leave(2, f"{error.filename or 'stdout'}: expected a path that can be used, got {said!r}; choose another")
     leave(0)
 
 

@@ -151,7 +151,7 @@ class RunConfig(Recipe):
 
 # %% ../nbs/01_config.ipynb #1654a60c
 MODERN = dict(networks="residual", latents="normal", latent_dim=128, width=32, loss="relativistic",
-              gamma=(1.0, 1.0), blur=(0.7, 0.0), d_learning_rate=2e-4, g_learning_rate=5e-5, final_rate=0.2, beta_1=0.0,
+              gamma=(1.0, 1.0), blur=(0.7, 0.3), d_learning_rate=2e-4, g_learning_rate=5e-5, final_rate=0.2, beta_1=0.0,
               beta_2=(0.99, 0.99), augment=None, input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),

@@ -33,7 +33,7 @@ def pushed(server):
 def left_behind(epoch, step=0, state="paused", reason="the time is used up"):
     """What a session leaves: the run's files, and their digests."""
     status = {"state": state, "epoch": epoch, "step": step, "reason": reason}
-    files = {"run/status.json": json.dumps(status).encode(), "run/config.json": b"{}",
+    files = {"run/status.json": json.dumps(status).encode(), "run/config.json": json.dumps({"of epoch": epoch}).encode(),
              f"run/checkpoints/epoch_{epoch:04d}_step_{step:06d}.npz": bytes(1000 + epoch)}
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
     return files | {SUMS: sums.encode()}

@@ -25,7 +25,7 @@ from facegen_keras.base.errors import InputError
 from facegen_keras.cli import main
 from facegen_keras.data import align
 from facegen_keras.data.align import Alignment, align_photographs, faces_of, read_photograph
-from facegen_keras.data.find_faces import FaceFinder, find_faces
+from facegen_keras.data.find_faces import FaceFinder, FoundFace, find_faces
 from facegen_keras.data.frame import (
     FACE_POINTS, Similarity, cut_face, fit_similarity, frame_points, pad_softly, share_outside, sharpness)
 from facegen_keras.toyfaces import ToyFaces
@@ -202,9 +202,10 @@ def test_one_picture_a_face_and_a_report(tmp_path):
     (photographs / "film.mov").write_bytes(b"...")
     marked((60, 80, 98), seed=77).save(photographs / "z.jpg", quality=95, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0")
     shutil.copy(photographs / "00.png", photographs / "y.png")
-    done = []
-    rows = align_photographs(photographs, tmp_path / "faces", processes=2, start=MarkedFinder, progress=lambda *at: done.append(at))
-    assert done == [(number, 7) for number in range(1, 8)]
+    done, remarks = [], []
+    rows = align_photographs(photographs, tmp_path / "faces", processes=2, start=MarkedFinder,
+                             progress=lambda *at: done.append(at), remark=remarks.append)
+    assert (done, remarks) == ([(number, 7) for number in range(1, 8)], ["not looked at: 1 .mov"])
     assert [row["source"] for row in rows] == sorted(row["source"] for row in rows)
     assert reasons(rows) == 6 * [""] + ["no face found", "HTML, not a picture", "repeated", "repeated", ""]
     assert rows[8]["why"].endswith(rows[0]["face"]) and rows[9]["why"].endswith(rows[1]["face"])
@@ -239,6 +240,23 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(in_this_process, tmp
     again = run(photographs, tmp_path / "faces")
     assert [row["source"] for row in again] == ["00.png", "00.png", "02.png", "02.png", "01.png"]
     assert {path.name for path in (tmp_path / "faces").glob("*.png")} == {row["face"] for row in again[1:]}
+
+
+def test_a_copy_takes_the_place_of_a_photograph_that_changed(in_this_process, tmp_path):
+    photographs = marked_photographs(tmp_path / "photographs", 3)
+    shutil.copy(photographs / "01.png", photographs / "copy.png")
+    rows = run(photographs, tmp_path / "faces")
+    assert reasons(rows)[-2:] == ["repeated", "repeated"]
+    marked((60, 80, 98), seed=50).save(photographs / "01.png")
+    again = run(photographs, tmp_path / "faces")
+    assert [row["source"] for row in again] == ["00.png", "00.png", "02.png", "02.png", "01.png", "copy.png", "copy.png"]
+    assert reasons(again) == 7 * [""]
+    assert {path.name for path in (tmp_path / "faces").glob("*.png")} == {row["face"] for row in again}
+
+
+def test_a_face_that_is_hardly_too_small_is_not_called_as_large_as_asked_for():
+    row = align.judge_face(FoundFace(np.array([0, 0, 90, 119.6]), FACE_POINTS, 0.9, None), FRAME, 1, Alignment(least_size=120))
+    assert (row["size"], row["why"]) == (119, "too small: 119 pixels")
 
 
 @pytest.mark.parametrize("damage", ["torn", "a photograph half there", "nothing", "noise"])
@@ -282,6 +300,35 @@ def test_killed_and_started_again_it_writes_the_same_files(tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "unbroken")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 1])
+def test_ctrl_c_says_nothing_of_the_processes_and_is_gone_on_from(tmp_path, seconds):
+    photographs = marked_photographs(tmp_path / "photographs", 12, faces=1)
+    run(photographs, tmp_path / "unbroken")
+    script = "from photographs import *\ntry: align_slowly('photographs', 'faces')\nexcept KeyboardInterrupt: print('interrupted')"
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment, text=True, start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (tmp_path / "faces" / "aligned.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: all processes
+    out, err = process.communicate()
+    assert (out in ("interrupted\n", ""), err) == (True, "")
+    run(photographs, tmp_path / "faces")
+    assert contents(tmp_path / "faces") == contents(tmp_path / "unbroken")
+
+
+def test_a_script_of_two_lines(tmp_path):
+    """It runs once, though it has no `if __name__ == "__main__"`."""
+    marked_photographs(tmp_path / "photographs", 2)
+    (tmp_path / "script.py").write_text("from photographs import *\n"
+                                        "print(len(align_photographs('photographs', 'faces', processes=2, start=MarkedFinder)))\n")
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
+
+
 def any_left(group):
     try:
         os.killpg(group, 0)
@@ -295,8 +342,11 @@ def test_two_at_work_in_one_folder(in_this_process, tmp_path):
     from facegen_keras.base.locks import lock_folder
     photographs = marked_photographs(tmp_path / "photographs", 1)
     run(photographs, tmp_path / "faces")
-    with lock_folder(tmp_path / "faces/.align.lock", "", "", ""), pytest.raises(InputError, match="no other facegen align is at work"):
+    lock = lock_folder(tmp_path / "faces/.align.lock", "", "", "")
+    with pytest.raises(InputError, match="no other facegen align is at work"):
         run(photographs, tmp_path / "faces")
+    lock.release()
+    assert len(run(photographs, tmp_path / "faces")) == 2
 
 
 @pytest.mark.parametrize("out, said", {"photographs": "outside", "photographs/faces": "outside", "full": "new or empty",
@@ -359,7 +409,8 @@ def facegen(capfd):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["nowhere", "--out", "faces"], "nothing is there"), (["photographs"], "Missing option '--out'"),
+    (["nowhere", "--out", "faces"], "photographs: expected a folder of pictures or a .zip of one, got 'nowhere'; check the path, nothing is there"),
+    (["photographs/00.png", "--out", "faces"], "give the folder that it lies in"), (["photographs"], "Missing option '--out'"),
     (["photographs", "--out", "faces", "--size", "200x100"], "178x218"), (["photographs", "--out", "faces", "--size", "wide"], "such as 178x218"),
     (["photographs", "--out", "faces", "--size", "4"], "from 16 to 2048"), (["photographs", "--out", "faces", "--faces", "some"], "'all', 'largest'"),
     (["photographs", "--out", "faces", "--margin", "1"], "0<=x<1"), (["photographs", "--out", "faces", "--least-size", "3"], "20<=x"),
@@ -377,7 +428,7 @@ def test_a_detector_that_is_not_there_is_one_line(facegen, tmp_path, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     status, out, err = facegen("align", marked_photographs(tmp_path / "photographs", 1), "--out", tmp_path / "faces")
     assert (status, out) == (2, "") and err == (
-        'facegen: mtcnn: expected the package that finds faces, got \'none\'; type pip install "facegen_keras[align]", or pip install mtcnn\n')
+        'facegen: mtcnn: expected the package that finds faces, got \'none\'; type pip install ".[align]" in the clone of this package, or pip install mtcnn\n')
     assert not (tmp_path / "faces").exists()
 
 
@@ -438,7 +489,7 @@ def test_generated_faces_are_found_where_they_are(finder, generated):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["on its side", "grey", "with alpha", "16 bits", "large"])
+@pytest.mark.parametrize("how", ["on its side", "grey", "with alpha", "16 bits", "large", "progressive", "CMYK"])
 def test_however_it_is_stored(finder, generated, how):
     face = generated[0]
     points = alone(finder, face)
@@ -447,7 +498,8 @@ def test_however_it_is_stored(finder, generated, how):
     clear.paste((0, 0, 0, 0), (0, 0, 40, 320))
     large = picture.resize((3360, 2560), Image.Resampling.BICUBIC)
     data = {"on its side": on_its_side(picture), "grey": saved(picture.convert("L"), "JPEG", quality=95), "with alpha": saved(clear),
-            "16 bits": saved(Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)), "large": saved(large, "JPEG")}[how]
+            "16 bits": saved(Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)), "large": saved(large, "JPEG"),
+            "progressive": saved(picture, "JPEG", quality=95, progressive=True), "CMYK": saved(picture.convert("CMYK"), "JPEG", quality=95)}[how]
     [(row, cut)] = faces_of(*read_photograph(data), finder, Alignment())
     assert row["why"] is None and cut.shape == (218, 178, 3)
     width = np.hypot(*(expected[1] - expected[0]))
@@ -487,11 +539,12 @@ def test_the_command_from_photographs_to_faces(generated, tmp_path):
     for number, (picture, _) in enumerate(groups(generated[:6], 6 * [None], seed=3)):
         picture.save(tmp_path / "photographs" / f"{number}.jpg", quality=95)
     (tmp_path / "photographs" / "page.jpg").write_text("<!doctype html>")
+    (tmp_path / "photographs" / "phone.heic").write_bytes(b"...")
     environment = {**os.environ, "KERAS_HOME": str(tmp_path / "keras"), "KERAS_BACKEND": "jax", "PYTHONPATH": str(TESTS.parent)}
     done = subprocess.run([sys.executable, "-m", "facegen_keras", "align", "photographs", "--out", "faces", "--size", "128"], cwd=tmp_path,
                           env=environment, capture_output=True, text=True)
     told = [line for line in done.stderr.splitlines() if not line.startswith("finding faces")]  # a line each half a minute
     assert done.returncode == 0 and told == [], done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "3 photographs: 6 faces in faces" and "page.jpg: HTML, not a picture" in done.stdout, done.stdout
+    assert lines[0] == "3 photographs: 6 faces in faces" and "not looked at: 1 .heic" in lines and "page.jpg: HTML, not a picture" in done.stdout, done.stdout
     assert {Image.open(path).size for path in (tmp_path / "faces").glob("*.png")} == {(128, 128)}

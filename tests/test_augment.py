@@ -11,6 +11,7 @@ import pytest
 import under_jax
 from test_modern import OneDot, OnePicture
 
+from facegen_keras import gan as gan_module
 from facegen_keras.base.errors import InputError
 from facegen_keras.config import RunConfig
 from facegen_keras.engine.augment import change_pictures, changes_of_both, draw_changes
@@ -18,6 +19,7 @@ from facegen_keras.engine.backend import backend
 from facegen_keras.gan import FaceGAN, draw_pair_changes
 from facegen_keras.runs.checkpoint import Place, restore_newest, save_checkpoint
 from facegen_keras.toyfaces import ToyFaces
+from facegen_keras.training import train
 
 SMALL = dict(image_size=32, width=4, latent_dim=8, batch_size=8, limit=40, redraw_epochs=0, precision="float32", augment=0.5)
 
@@ -142,7 +144,25 @@ def test_steps_with_changed_pictures_go_on_exactly(tmp_path):
 
 @pytest.mark.parametrize(("preset", "changes", "line"), [
     ("article", dict(augment=0.5), "augment: expected 0 with loss=noisy_labels: its update .*; set augment=0"),
-    ("small", dict(augment=1), "augment: expected a number from 0 up to, but not, 1")])
+    ("small", dict(augment=1), "augment: expected none or a number from 0 up to, but not, 1")])
 def test_settings_that_do_not_fit_are_refused(preset, changes, line):
     with pytest.raises(InputError, match=line):
         RunConfig.preset(preset, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("setting", "strengths"), [(None, {0.6}), (0.25, {0.25}), (0.0, set())])
+def test_few_pictures_are_changed_unless_the_config_says_how_much(setting, strengths, tmp_path, monkeypatch):
+    seen, lines = set(), []
+
+    def noted(count, image_size, strength, *rest):
+        seen.add(strength)
+        return draw_changes(count, image_size, strength, *rest)
+
+    monkeypatch.setattr(gan_module, "draw_changes", noted)
+    config = RunConfig.preset("small", **SMALL | dict(augment=setting, epochs=1, out=str(tmp_path / "run")))
+    for _ in range(2):  # begun, then gone on with
+        run = train(config, hours=0, report=lines.append)
+    plans = [line for plan in lines for line in plan.splitlines() if line.startswith("augment=")]
+    assert seen == strengths and run.config.augment == setting
+    assert plans == 2 * [f"augment={strength}: the discriminator sees the pictures changed" for strength in strengths]

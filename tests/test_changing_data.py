@@ -249,6 +249,33 @@ def test_a_passing_error_of_the_drive_is_waited_out_and_no_picture_is_bad(tmp_pa
     assert check_faces(load_faces(tmp_path / "faces", 32)) == {}, "nothing of it was remembered"
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+@pytest.mark.parametrize("function", ["read_entry", "os.stat"])
+def test_a_zip_on_a_drive_that_stumbles_loses_no_picture(tmp_path, monkeypatch, function, number):
+    make_faces(tmp_path / "faces", 6)
+    shutil.make_archive(str(tmp_path / "drive/faces"), "zip", tmp_path / "faces")
+    faces, times, most = load_faces(tmp_path / "drive/faces.zip", 32), collections.Counter(), [2]
+    module, name = (sources, function) if function == "read_entry" else (os, "stat")
+    honest = getattr(module, name)
+
+    def stumbles(what, *arguments, **options):
+        place = arguments or what
+        if name == "read_entry" or str(what).endswith("faces.zip"):
+            times[place] += 1
+            if times[place] <= most[0]:
+                raise OSError(number, os.strerror(number))
+        return honest(what, *arguments, **options)
+
+    monkeypatch.setattr(patience, "PAUSES", 7 * [0.001])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, stumbles)
+        assert check_faces(faces) == {} and max(times.values()) > 2
+        most[0] = 10**9
+        with pytest.raises(InputError, match=f"^data: expected a drive that can be read, got .*{os.strerror(number)}"):
+            faces[0]
+    assert faces[0].shape == (32, 32, 3)
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
 def test_a_file_that_alone_cannot_be_read_is_bad(tmp_path, drive, number):
     faces = load_faces(make_faces(tmp_path / "faces", 6), 32)

@@ -1,7 +1,9 @@
 """The command as a user meets it: what it refuses, in one line, with nothing written; what it leaves behind."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -294,8 +296,6 @@ def test_other_commands_refuse_in_one_line(facegen, tmp_path, monkeypatch, argum
 @pytest.mark.slow
 def test_a_signal_pauses(tmp_path):
     """SIGTERM: the step is finished, saved, and the exit status says that this was meant."""
-    import signal
-
     settings = [*TINY[:-2], "--set", "epochs=100000"]
     command = [sys.executable, "-c", "from facegen_keras.cli import main; main()", "train", "--out", "run", *settings]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -326,6 +326,41 @@ def test_bench_measures_every_contender_in_one_run(facegen, tmp_path, monkeypatc
     assert record["contenders"]["package, float32"]["gigabytes"] > 0.1
     assert record["contenders"]["published, float32"]["times_first"] == 1 and record["about"]["rounds"] == 2
     assert facegen("bench", "--size", "100").status == 2
+
+
+ENDED_BY_ITSELF = {"an error": ("import sys; print('a\\nno memory', file=sys.stderr); sys.exit(1)", "no memory"),
+                   "killed": ("import os; os.kill(os.getpid(), 9)", "a process of its own ended with -9"),
+                   "nothing said": ("import sys; sys.exit(3)", "a process of its own ended with 3")}
+
+
+@pytest.mark.parametrize("code, said", ENDED_BY_ITSELF.values(), ids=ENDED_BY_ITSELF)
+def test_a_contender_that_cannot_be_measured_is_one_line(monkeypatch, capsys, code, said):
+    from facegen_keras.measure import benchmark
+
+    run = subprocess.run
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda command, **options: run([*command[:2], code], **options))
+    assert benchmark.in_own_process("alone", name="torch, float32") is None
+    assert capsys.readouterr().err == f"torch, float32: {said}\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+def test_a_contender_does_not_outlive_the_command(tmp_path, monkeypatch, number):
+    from facegen_keras.measure import benchmark
+
+    codes, run = [], subprocess.run
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda command, **options: codes.append(command[2]) or run([sys.executable, "-c", "print(1)"], **options))
+    benchmark.in_own_process("alone")
+    assert codes[0].startswith(benchmark.DIES_WITH_ITS_PARENT)
+    waits = benchmark.DIES_WITH_ITS_PARENT + "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    command = subprocess.Popen([sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {waits!r}])"],
+                               stdout=subprocess.PIPE, text=True)
+    process = int(command.stdout.readline())
+    try:
+        command.send_signal(number)
+        command.communicate(timeout=20)  # both have let go of the pipe
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def test_the_rivals_of_a_benchmark_are_at_their_best(monkeypatch):
@@ -413,6 +448,8 @@ def test_a_backend_that_is_not_there_is_one_line(tmp_path, backend):
 
 START = {"numpy": (dict(KERAS_BACKEND="numpy"), "expected tensorflow or jax, got 'numpy'"),
          "a keras.json of a list": (dict(KERAS_BACKEND="numpy", KERAS_HOME="."), "keras.json"),
+         "channels first": (dict(KERAS_BACKEND="jax", KERAS_HOME="first"), "expected channels_last among Keras' own settings, got 'channels_first'; set it so in first/keras.json"),
+         "half numbers": (dict(KERAS_BACKEND="jax", KERAS_HOME="half"), "expected float32 among Keras' own settings, got 'float16'; set it so in half/keras.json"),
          "no such device": (dict(KERAS_BACKEND="jax", JAX_PLATFORMS="nonsense"), "a backend that finds its devices, got"),
          "no such process": (dict(KERAS_BACKEND="jax", KERAS_DISTRIBUTION_NUM_PROCESSES="two"), "a backend that finds its devices, got")}
 
@@ -421,11 +458,14 @@ START = {"numpy": (dict(KERAS_BACKEND="numpy"), "expected tensorflow or jax, got
 def test_keras_that_cannot_start_is_one_line(tmp_path, variables, said):
     """In a process of its own, with JAX or NumPy, which takes some of JAX."""
     pytest.importorskip("jax")
-    (tmp_path / "keras.json").write_text("[1]")
+    homes = {".": [1], "first": {"image_data_format": "channels_first"}, "half": {"floatx": "float16"}}
+    for home, content in homes.items():
+        (tmp_path / home).mkdir(exist_ok=True)
+        (tmp_path / home / "keras.json").write_text(json.dumps(content))
     code = "from facegen_keras.cli import main; main(['train', '--out', 'run'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **variables})
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr and done.stdout == ""
-    assert [path.name for path in tmp_path.iterdir()] == ["keras.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "half", "keras.json"]
 
 
 class Pictures(list):

@@ -30,6 +30,7 @@ from facegen_keras.runs.checkpoint import (
     Place, checkpoints, read_state, restore_checkpoint, restore_newest, save_checkpoint)
 from facegen_keras.base.errors import InputError
 from facegen_keras.base.files import sync, write_file
+from facegen_keras.engine.encoder import latents_encoder
 from facegen_keras.gan import FaceGAN
 from facegen_keras.runs.folder import Run, delete_run, half_written, write_network
 from facegen_keras.runs.images import open_run
@@ -658,6 +659,8 @@ def test_a_checkpoint_of_another_config_is_not_passed_over(gan, tmp_path, change
 @pytest.mark.parametrize("preset", ["demo", "modern", "small"])
 def test_keras_alone_reads_a_network_of_a_run(preset, tmp_path):
     """As the README says: nothing in the file is known to this package only."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert '`keras.saving.load_model("runs/mine/generator.keras")` after `import keras`' in readme
     config = RunConfig.preset(preset, image_size=32, width=2)
     gan = FaceGAN.from_run_config(config, config.loss_at(0))
     write_network(Run(tmp_path), gan.ema_generator, "generator.keras")
@@ -666,3 +669,15 @@ def test_keras_alone_reads_a_network_of_a_run(preset, tmp_path):
     assert "facegen" not in description
     again = keras.saving.load_model(tmp_path / "generator.keras")
     np.testing.assert_array_equal(again.get_weights()[-1], gan.ema_generator.get_weights()[-1])
+
+
+@pytest.mark.parametrize("latent_dim", [2, 8, 100])
+def test_keras_alone_reads_the_encoder_of_a_run(latent_dim, tmp_path):
+    config = RunConfig.preset("small", image_size=32, width=2, latent_dim=latent_dim)
+    gan = FaceGAN.from_run_config(config, "redraw")
+    encoder = latents_encoder(gan.encoder, gan.ema_generator)
+    write_network(Run(tmp_path), encoder, "encoder.keras")
+    with zipfile.ZipFile(tmp_path / "encoder.keras") as archive:
+        assert "facegen" not in archive.read("config.json").decode()
+    again = keras.saving.load_model(tmp_path / "encoder.keras")
+    np.testing.assert_array_equal(again.get_weights()[-1], encoder.get_weights()[-1])

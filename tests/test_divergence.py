@@ -17,8 +17,11 @@ from facegen_keras.runs import checkpoint as checkpoint_module
 from facegen_keras import training as training_module
 from facegen_keras.runs.checkpoint import checkpoints, restore_newest
 from facegen_keras.base.errors import InputError, TrainingDiverged
+from facegen_keras.features.features import RandomFeatures
 from facegen_keras.gan import FaceGAN
+from facegen_keras.measure.reader import ModeReader
 from facegen_keras.runs.folder import Run
+from facegen_keras.runs.start import load_gan
 from facegen_keras.training import train
 
 SILENT = dict(report=lambda line: None)
@@ -258,6 +261,19 @@ def test_no_memory_and_no_place_to_print_cost_a_run_nothing(config, monkeypatch,
                 status = Run(config.out).status
                 assert status == {"state": "paused", "epoch": 0, "step": 4, "reason": f"ended by InputError: {error}"}
     assert not fall and run.status["state"] == "finished" and drawn_noise(run) == undisturbed_noise
+    assert next_draws() == expected
+
+
+MADE = {"a GAN": lambda: FaceGAN.from_run_config(TINY), "a run's GAN": lambda: load_gan("celeba"), "features": lambda: RandomFeatures(32),
+        "a reader": lambda: ModeReader(16, 64, 1), "pictures": lambda: load_faces("toy", 32, limit=8).batches(4, seed=3)}
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_what_is_made_leaves_the_callers_random_numbers_as_they_were(make):
+    seeded()
+    expected = next_draws()
+    seeded()
+    make()
     assert next_draws() == expected
 
 

@@ -1,6 +1,7 @@
 """Folders, zips and pictures as they are found: other programs' files, links, lists, colours, sizes."""
 
 import errno
+import importlib
 import io
 import os
 import struct
@@ -62,7 +63,7 @@ def names(faces):
 
 FOREIGN = [".DS_Store", "._a.jpg", ".ipynb_checkpoints", "__MACOSX", "Thumbs.db", "thumbs.db", "desktop.ini", "Icon\r",
            "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir", "__pycache__", ".nfs0001", "notes.txt~",
-           "a.jpg:Zone.Identifier", "~$table.xlsx", ".directory"]
+           "a.jpg:Zone.Identifier", "~$table.xlsx", ".directory", "~snapshot", "LOST.DIR"]
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -70,15 +71,20 @@ def test_what_other_programs_leave_is_foreign(name):
     assert is_foreign(name) and is_leftover(name)
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "config.json", "thumbs", "Icons", "lost", "macosx", "a~b.png"])
+@pytest.mark.parametrize("name", ["a.jpg", "config.json", "thumbs", "Icons", "lost", "macosx", "a~b.png", "snapshot", "partial"])
 def test_what_a_person_makes_is_not(name):
     assert not is_leftover(name)
 
 
-@pytest.mark.parametrize("name", [".DS_Store", ".ipynb_checkpoints/a.ipynb", "Thumbs.db", "@eaDir/a.jpg",
+@pytest.mark.parametrize("name", ["anaconda_projects", "facegen.ipynb.partial", "a.png.filepart", "nohup.out"])
+def test_what_may_also_be_a_persons_is_left_out_of_no_collection(name):
+    assert is_leftover(name) and not is_foreign(name)
+
+
+@pytest.mark.parametrize("name", [".DS_Store", ".ipynb_checkpoints/a.ipynb", "Thumbs.db", "@eaDir/a.jpg", "anaconda_projects/db",
                                   "config.json.0123abcd.part"])
 def test_a_run_may_begin_beside_them(tmp_path, name):
-    folder = pytest.importorskip("facegen_keras.runs.folder")
+    folder = importlib.import_module("facegen_keras.runs.folder")
     write(tmp_path, {name: b""})
     folder.refuse_folder(folder.Run(tmp_path), RunConfig.preset("demo", out=str(tmp_path)))
     write(tmp_path, {"thesis.txt": b""})
@@ -97,17 +103,19 @@ def test_their_pictures_are_not_taken(tmp_path, name):
 @pytest.mark.parametrize("contents, line", [
     (("Anna~/a.png", "Anna~/b.png", "~$c.png", "x.tmp/d.png", "notes.txt~", "~$table.xlsx"), None),
     (("a.png", "lost+found/#12/b.png", "lost+found/#13"), "1 in lost+found"),
+    (("a.png", "LOST.DIR/12.jpg", "LOST.DIR/13.jpg", "anaconda_projects/b.png"), "2 in LOST.DIR"),
     (("a.png", ".private/b.HEIC", ".private/c.mov", ".private/d.txt", ".e.jpg"), "3 hidden"),
     (("a.png", ".Trash-1000/files/b.png", ".thumbnails/c.png", ".git/d.png", "#recycle/e.png", ".snapshot/x/f.png"), None)])
 def test_no_picture_of_a_persons_is_taken_for_another_programs(tmp_path, contents, line):
     pictures = {name: picture(number) for number, name in enumerate(contents)}
-    taken = [name for name in sorted(contents) if name.endswith(".png") and not name.startswith((".", "lost", "#"))]
+    taken = [name for name in sorted(contents) if name.endswith(".png") and not name.startswith((".", "lost", "LOST", "#"))]
     for data in (write(tmp_path / "tree", pictures), zip_up(tmp_path / "tree.zip", pictures)):
         faces = load_faces(data)
         assert names(faces) == taken and faces.remarks == ([f"not looked at: {line}"] if line else [])
 
 
-@pytest.mark.parametrize("name", [".snapshot", ".git", ".Trash-1000", "@eaDir", ".ipynb_checkpoints", ".venv"])
+@pytest.mark.parametrize("name", [".snapshot", ".git", ".Trash-1000", "@eaDir", ".ipynb_checkpoints", ".venv", "~snapshot", ".AppleDouble",
+                                  ".@__thumb", ".stversions"])
 def test_folders_of_copies_are_not_entered(tmp_path, monkeypatch, name):
     write(tmp_path, {"a.png": picture(), f"{name}/deep/b.png": b"", f"mine/{name}/c.png": b""})
     entered, look_into = [], tree.look_into
@@ -121,13 +129,21 @@ def test_folders_of_copies_are_not_entered(tmp_path, monkeypatch, name):
     ("log.jsonl.0123abcd.part", True), ("status.json.part", True), ("samples/epoch_0001.png.0123abcd.part", True),
     ("checkpoints/epoch_0001_step_000002.npz.part", True), ("images.json.gz.00000000.part", True), ("best.keras.part", True)])
 def test_half_written_files_of_a_run_and_no_others_are_swept(tmp_path, name, ours):
-    folder = pytest.importorskip("facegen_keras.runs.folder")
+    folder = importlib.import_module("facegen_keras.runs.folder")
     write(tmp_path, {name: b""})
     assert folder.half_written(folder.Run(tmp_path)) == ([tmp_path / name] if ours else [])
 
 
+def test_a_copy_of_a_runs_file_is_not_deleted_with_the_run(tmp_path):
+    folder = importlib.import_module("facegen_keras.runs.folder")
+    copies = ["samples/epoch_0001-Copy1.png", "samples/epoch_0002 (1).png", "checkpoints/epoch_0001_step_000000-Copy1.npz", "faces_seed_my_best.png"]
+    own = ["samples/epoch_0001.png", "checkpoints/epoch_0001_step_000000.npz", "faces_seed_3.png", "config.json", "log.jsonl"]
+    folder.delete_run(folder.Run(write(tmp_path, dict.fromkeys(copies + own, b""))))
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(copies)
+
+
 def test_a_copy_of_a_grid_is_no_grid(tmp_path):
-    folder = pytest.importorskip("facegen_keras.runs.folder")
+    folder = importlib.import_module("facegen_keras.runs.folder")
     write(tmp_path / "samples", dict.fromkeys(("epoch_0010.png", "epoch_0002.png", "epoch_0001-Copy1.png", "epoch_1 (2).png"), b""))
     assert [path.name for path in folder.Run(tmp_path).samples()] == ["epoch_0002.png", "epoch_0010.png"]
 
@@ -211,9 +227,13 @@ def test_other_pictures_with_numbers_for_names_are_no_celeba(tmp_path, size, pla
                              "they have other proportions than CelebA's"]
 
 
-def test_a_list_with_quoted_names_is_read(tmp_path):
+ROWS = {"quoted": b"image_id,partition\n" + LIST.replace(b" ", b'",').replace(b"0000", b'"0000'), "with semicolons": LIST.replace(b" ", b";"),
+        "of Windows": b"\xef\xbb\xbfimage_id,partition\r\n" + LIST.replace(b" ", b",").replace(b"\n", b"\r\n"), "with tabs": LIST.replace(b" ", b"\t")}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_a_list_is_read_as_other_programs_have_saved_it(tmp_path, rows):
     celeba(tmp_path, "beside")
-    rows = b"image_id,partition\n" + LIST.replace(b" ", b'",').replace(b"0000", b'"0000')
     assert len(load_faces(write(tmp_path, {"list_eval_partition.csv": rows}))) == 5
 
 
@@ -227,7 +247,7 @@ def test_celebrities_100k_is_the_same_wherever_one_points(tmp_path, inside):
 
 def begun(root, data, names):
     "A run as an earlier version left it."
-    folder = pytest.importorskip("facegen_keras.runs.folder")
+    folder = importlib.import_module("facegen_keras.runs.folder")
     config = RunConfig.preset("demo", data=str(data), out=str(root / "run"), batch_size=2)
     run = folder.Run(config.out)
     run.directory.mkdir()
@@ -249,7 +269,7 @@ NUMBERS = [f"{number:06d}.jpg" for number in range(1, 9)]
     ("a/b/img_align_celeba/", ".", [f"a/b/img_align_celeba/{name}" for name in NUMBERS], "square"),
     ("100k/100k/", "100k/100k", NUMBERS, "square")])
 def test_a_run_of_an_earlier_version_goes_on_with_its_pictures_and_its_crop(tmp_path, folder, given, old, crop):
-    images, held_out = pytest.importorskip("facegen_keras.runs.images"), pytest.importorskip("facegen_keras.runs.held_out")
+    images, held_out = importlib.import_module("facegen_keras.runs.images"), importlib.import_module("facegen_keras.runs.held_out")
     write(tmp_path / "data", {f"{folder}{name}": picture(number, (89, 109)) for number, name in enumerate(NUMBERS)})
     write(tmp_path / "data", {"Eval/list_eval_partition.txt": LIST, "100k.txt": b"000001\n"})
     lines, (config, run) = [], begun(tmp_path, tmp_path / "data" / given, old)
@@ -258,7 +278,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_pictures_and_its_crop(tmp_
     assert faces[7].shape == (64, 64, 3)
     choosing = held_out.choosing_faces(config, run.read("held_out.json.gz"))
     assert (names(choosing), choosing.crop) == (old[:1], crop)
-    train, fresh = pytest.importorskip("facegen_keras.metrics").real_faces(run, config.data, 2)
+    train, fresh = importlib.import_module("facegen_keras.metrics").real_faces(run, config.data, 2)
     assert (names(train), train.crop, fresh.crop) == (old, crop, crop)
     assert images.environment(config, faces)["crop"] == crop
     run.write("environment.json", {"crop": "none"})
@@ -266,7 +286,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_pictures_and_its_crop(tmp_
 
 
 def test_a_run_on_other_pictures_is_still_refused(tmp_path):
-    images = pytest.importorskip("facegen_keras.runs.images")
+    images = importlib.import_module("facegen_keras.runs.images")
     celeba(tmp_path / "data", "beside")
     config, run = begun(tmp_path, tmp_path / "data", [f"img_align_celeba/{number:06d}.jpg" for number in range(5, 13)])
     with pytest.raises(InputError, match="without 4 of them"):
@@ -411,31 +431,43 @@ def test_pictures_beside_celeba_are_counted(tmp_path):
 
 
 def test_training_says_what_a_check_says(tmp_path, capsys):
-    images = pytest.importorskip("facegen_keras.runs.images")
+    images = importlib.import_module("facegen_keras.runs.images")
     write(tmp_path, {"a.png": picture(1), "b.png": picture(2), "c.heic": b"", ".d/e.jpg": b"", ".d/f.jpg": b""})
     lines = []
     images.load_images(RunConfig.preset("demo", data=str(tmp_path), batch_size=2), None, lines.append)
     with pytest.raises(SystemExit) as ended:
-        pytest.importorskip("facegen_keras.cli").main(["check", str(tmp_path)])
+        importlib.import_module("facegen_keras.cli").main(["check", str(tmp_path)])
     said = capsys.readouterr()
     assert ended.value.code == 0 and lines == ["not looked at: 2 hidden, 1 .heic"]
     assert lines[0] in (said.out + said.err).splitlines()
 
 
-def test_a_thousand_nested_folders(tmp_path):
+@pytest.mark.parametrize("top, start", [("set/d", "d/"), ("else", "link/"), ("set/.d", None)])
+def test_a_thousand_nested_folders(tmp_path, top, start):
+    """In a folder, behind a link, and hidden, where a picture is only counted."""
+    write(tmp_path, {"set/b.png": picture()})
+    (tmp_path / "set/link").symlink_to("../else")
     before = os.getcwd()
     try:
         os.chdir(tmp_path)
-        for _ in range(1100):
-            os.mkdir("d")
-            os.chdir("d")
-        Path("a.png").write_bytes(picture())
+        for name in (top, *1100 * ["d"]):
+            os.mkdir(name)
+            os.chdir(name)
+        Path("a.png").write_bytes(picture(1))
     finally:
         os.chdir(before)
     try:
-        assert names(load_faces(tmp_path)) == [1100 * "d/" + "a.png"]
+        faces = load_faces(tmp_path / "set")
+        assert names(faces) == ["b.png"] + [f"{start}{1100 * 'd/'}a.png"] * (start is not None)
+        counted = {"d/": "1 behind a link to nothing", "link/": None, None: "1 behind a link to nothing, 1 hidden"}[start]
+        assert faces.remarks == ([f"not looked at: {counted}"] if counted else [])
     finally:  # pytest cannot
-        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
+        subprocess.run(["rm", "-rf", tmp_path / top], check=True)
+
+
+@pytest.mark.parametrize("deep", [1, 1100, 5000])
+def test_nested_folders_of_a_zip(tmp_path, deep):
+    assert names(load_faces(zip_up(tmp_path / "a.zip", {deep * "d/" + "a.png": picture()}))) == [deep * "d/" + "a.png"]
 
 
 @pytest.mark.parametrize("before", ["./", "/", "a/./", "./././"])
@@ -569,7 +601,27 @@ def test_grey_of_many_levels_has_its_own_range(data, level):
     assert np.abs(decode_face(data, 8, "square").astype(int) - level).max() <= 1
 
 
-@pytest.mark.parametrize("data", [tiff(np.full(256, 200, "<u4"), 32), tiff(np.full(256, 200, "<i4"), 32, kind=2),
+def colour_tiff(*values):
+    "A TIFF of 16 bits a channel."
+    data, count = np.tile(np.array(values, "<u2"), 256).tobytes(), len(values)
+    tags = ((256, 4, 1, 16), (257, 4, 1, 16), (258, 3, count, 8 + len(data) + 126), (259, 4, 1, 1), (262, 4, 1, 2), (273, 4, 1, 8),
+            (277, 4, 1, count), (278, 4, 1, 16), (279, 4, 1, len(data)), (339, 4, 1, 1))
+    return (struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + b"".join(struct.pack("<2H2I", *tag) for tag in tags)
+            + bytes(4) + struct.pack(f"<{count}H", *count * [16]))
+
+
+def ppm(level):
+    return b"P6 16 16 65535\n" + np.full(3 * 256, level, ">u2").tobytes()
+
+
+@pytest.mark.parametrize("data, level", [(colour_tiff(200 * 257, 0, 257), 200), (ppm(200 * 257), 200), (ppm(600), 2), (png(2, [51_400, 51_400, 9]), 200),
+                                         (b"P6 16 16 1023\n" + np.full(3 * 256, 200, ">u2").tobytes(), 50)])
+def test_colours_of_many_levels_have_their_own_range(data, level):
+    assert np.abs(decode_face(data, 8, "square")[..., 0].astype(int) - level).max() <= 1
+
+
+@pytest.mark.parametrize("data", [colour_tiff(9, 200, 3), colour_tiff(255, 200, 3, 65_535), ppm(255), b"P3 16 16 65535\n" + 768 * b"200 ",
+                                  b"P2 16 16 65535\n" + 256 * b"200 ", png(4, [200, 65_535]), tiff(np.full(256, 200, "<u4"), 32), tiff(np.full(256, 200, "<i4"), 32, kind=2),
                                   tiff(np.full(256, 2**31, "<u4"), 32), tiff(np.full(256, 9000, "<i2"), 16, kind=2),
                                   tiff(np.full(256, 200, "<f4"), 32, kind=3), tiff(np.full(256, 200, "<u2"), 16),
                                   save(Image.fromarray(np.full((16, 16), 255, np.uint16))), png(2, [9, 200, 3]),

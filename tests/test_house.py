@@ -147,6 +147,35 @@ def test_a_page_begins_with_its_title_and_its_subject():
             f"{name}: a second title"
 
 
+def texts_of(code):
+    """All texts but those that describe: of a formatted one the parts that are written there."""
+    tree = ast.parse(code)
+    described = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    pieces = {id(value) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for value in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(value.value if isinstance(value, ast.Constant) else "X" for value in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in described | pieces:
+            yield node.value
+
+
+def advises_to_delete_before_the_end(text):
+    """Whether an advice to delete is followed by another one."""
+    return bool(re.search(r"\bdelet(e|ing)\b.*?([,;:] |\b(or|else|instead)\b)(?!(add|needs)\b)", text))
+
+
+def test_what_deletes_is_suggested_last():
+    told = {name: [text for text in texts_of(path.read_text()) if advises_to_delete_before_the_end(text)] for name, path in MODULES.items()}
+    assert {name: texts for name, texts in told.items() if texts} == {}
+    assert sum("delete" in text for path in MODULES.values() for text in texts_of(path.read_text())) > 5
+
+
+@pytest.mark.parametrize("text, early", [("choose another --out, or add --yes to delete that run", False), ("delete it, or choose another --out", True),
+                                         ("to delete it, add --fresh --yes", False), ("add --yes to delete it; else choose another --out", True)])
+def test_an_early_advice_to_delete_is_noticed(text, early):
+    assert advises_to_delete_before_the_end(text) == early
+
+
 def test_the_readme_has_at_most_700_words():
     assert words((ROOT / "README.md").read_text()) <= 700
 

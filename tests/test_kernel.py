@@ -1,6 +1,7 @@
 """The Kaggle kernel against a server that speaks Kaggle's language to Kaggle's own client: what a person sees, and what is kept."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -11,11 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from kaggle_server import KaggleServer, faults
 from kernel_sessions import DATASET, DIED, REF, begin_of, left_behind, one_epoch_each
@@ -24,7 +27,7 @@ from kernel_sessions import with_sessions as sessions_but
 from facegen_keras.base.errors import InputError
 from facegen_keras.cli import facegen as commands
 from facegen_keras.cli import main
-from facegen_keras.config import RunConfig
+from facegen_keras.config import PRESETS, RunConfig
 from facegen_keras.kaggle import chain as chain_module
 from facegen_keras.kaggle import notebook as notebook_module
 from facegen_keras.kaggle import service as service_module
@@ -130,7 +133,7 @@ def test_a_folder_that_lacks_something_or_holds_something_else_is_refused(folder
 OTHERS = [".ipynb_checkpoints/facegen-checkpoint.ipynb", ".DS_Store", "Thumbs.db", "desktop.ini", "__pycache__/x.pyc", "@eaDir/x",
           "facegen.ipynb~", ".facegen.ipynb.swp", "$RECYCLE.BIN/x", "facegen.ipynb.0a1b.part", "#facegen.ipynb#", "4913",
           "Network Trash Folder/x", "Temporary Items/x", "@Recently-Snapshot/x", "RECYCLER/x", "nohup.out", "facegen.ipynb.bak",
-          "kernel-metadata.json.tmp"]
+          "kernel-metadata.json.tmp", "anaconda_projects/db", "LOST.DIR/1", "~snapshot/x", "facegen.ipynb.partial"]
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -199,6 +202,35 @@ def test_a_start_that_is_shipped_travels_with_the_notebook(shipping, name):
     assert notebook_module.make_first_cell(Job(settings={"start": name}))[0] != notebook_module.make_first_cell(Job())[0]
 
 
+@pytest.mark.parametrize("theirs", [["._a.py", "sub/._b.py"], [".ipynb_checkpoints/a-checkpoint.py", "sub/.ipynb_checkpoints/b.py"],
+                                    ["__MACOSX/a.py", "@eaDir/a.py/x.py"]])
+def test_what_other_programs_leave_in_the_package_does_not_travel(tmp_path, monkeypatch, theirs):
+    package = tmp_path / "facegen_keras"
+    monkeypatch.setattr(notebook_module, "PACKAGE", package)
+    (package / "sub").mkdir(parents=True)
+    for name in ("a.py", "sub/b.py", "_modidx.py"):
+        (package / name).write_text("x = 1")
+    before = notebook_module.make_wheel()[1]
+    for name in theirs:
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("x = 2")
+    assert notebook_module.make_wheel()[1] == before
+    found = zipfile.ZipFile(io.BytesIO(before)).namelist()
+    assert [name for name in found if name.endswith(".py")] == ["facegen_keras/a.py", "facegen_keras/sub/b.py"]
+
+
+TOO_FEW = {"5 images": ["limit=5"], "one image too few": ["limit=63", "epochs=3"], "a large batch": ["batch_size=128", "limit=127"]}
+
+
+@pytest.mark.parametrize("settings", TOO_FEW.values(), ids=TOO_FEW)
+def test_a_batch_that_its_limit_cannot_fill_is_refused_when_built(tmp_path, capfd, monkeypatch, settings):
+    monkeypatch.chdir(tmp_path)
+    for command in ("build", "run"):
+        status, _, err = facegen(capfd, "kernel", command, *(word for setting in settings for word in ("--set", setting)))
+        assert status == 2 and err.count("\n") == 1 and err.startswith("facegen: batch_size: expected at most the ") and "of limit" in err
+    assert not (tmp_path / "kernel").exists()
+
+
 MISFITS = {"image_size": (64, 128), "networks": ("residual", "dcgan"), "width": (32, 64), "latent_dim": (50, 100)}
 
 
@@ -254,6 +286,7 @@ WAITING = "import os, time; open('process', 'w').write(str(os.getpid())); "
 BUSY = "[None for _ in iter(int, 1)]"
 ENDS = {"interrupted": ("time.sleep(600)", [signal.SIGINT], 130, "facegen: interrupted\n"),
         "terminated": ("time.sleep(600)", [signal.SIGTERM], 143, "facegen: terminated\n"),
+        "hung up": (BUSY, [signal.SIGHUP], 129, "facegen: terminated\n"),
         "killed": ("time.sleep(600)", None, 2, "Jupyter's process to run until the notebook ends, got 'one that was killed'"),
         "killed by itself": ("os.kill(os.getpid(), 9)", [], 2, "one that was killed"),
         "busy and interrupted": (BUSY, [signal.SIGINT], 130, "facegen: interrupted\n"),
@@ -290,6 +323,34 @@ def test_a_trial_that_is_interrupted_or_killed_ends_in_one_line_and_leaves_nothi
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
     assert not list(tmp_path.glob("tmp*")), "and no file either"
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def odd(*_, **__):
+    raise OSError("encoder error -2 when writing image file")
+
+
+NO_ROOM = {"a picture": ("PIL.Image.Image.save", full, "100k/100k"), "a picture, in Pillow's words": ("PIL.Image.Image.save", odd, "100k/100k"),
+           "the list": ("pathlib.Path.write_text", full, "100k/100k"), "what comes home": ("shutil.copyfile", full, "tried")}
+
+
+@pytest.mark.parametrize("place, fail, named", NO_ROOM.values(), ids=NO_ROOM)
+def test_a_trial_without_room_names_the_disk_that_is_full(folder, capfd, monkeypatch, place, fail, named):
+    """And not stdout, which took what was printed; no old trial is taken for the new one."""
+    def run_notebook(text, folder, signals):
+        (folder / "working/a.txt").touch()
+        return "COMPLETE", ""
+
+    monkeypatch.setattr(notebook_module, "run_notebook", run_notebook)
+    monkeypatch.setattr("facegen_keras.toyfaces.ToyFaces", lambda count, size: np.zeros((2, 8, 8, 3), np.uint8))
+    assert facegen(capfd, "kernel", "try", "--folder", folder)[0] == 0 and (folder / "tried/a.txt").exists()
+    monkeypatch.setattr(place, fail)
+    status, _, err = facegen(capfd, "kernel", "try", "--folder", folder)
+    assert status == 2 and err.count("\n") == 1 and "stdout" not in err and named in err
+    assert "No space left on device" in err or "encoder error -2" in err
 
 
 def test_a_process_that_does_not_answer_is_not_called_killed(folder, tmp_path, monkeypatch):
@@ -585,6 +646,35 @@ def test_a_run_at_home_without_checkpoints_is_not_replaced_by_a_failed_session(s
     server.finish(REF, "ERROR", outputs={"run/config.json": b"{}", **left})
     fetch_all(folder / "home")
     assert {path.read_text() for path in (folder / "home/run").rglob("*") if path.is_file()} == {"at home"}
+
+
+@pytest.mark.parametrize("left", [".DS_Store", ".ipynb_checkpoints/status-checkpoint.json", "Thumbs.db"])
+def test_what_other_programs_leave_at_home_is_no_run(server, folder, ended, left):
+    (folder / "home/run" / left).parent.mkdir(parents=True)
+    (folder / "home/run" / left).touch()
+    server.finish(REF, "ERROR", outputs=left_behind(2))
+    fetch_all(folder / "home")
+    assert (folder / "home/run/checkpoints/epoch_0002_step_000000.npz").exists() and (folder / "home/run" / left).exists()
+
+
+@pytest.mark.parametrize("copy", ["epoch_0009_step_000000-Copy1.npz", "epoch_0001_step_000000 (1).npz", "epoch_my_best.npz"])
+def test_a_copy_of_a_checkpoint_is_kept_and_does_not_count(server, folder, ended, copy):
+    ended()
+    fetch_all(folder / "home")
+    kept = folder / "home/run/checkpoints" / copy
+    kept.write_text("mine")
+    server.finish(REF, "ERROR", outputs=left_behind(4))
+    fetch_all(folder / "home")
+    assert {path.name for path in kept.parent.iterdir()} == {copy, "epoch_0004_step_000000.npz"} and kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize("here, there", [(9_999, 10_000), (9_999, 12_345), (99, 100)])
+def test_checkpoints_are_compared_by_their_numbers(server, folder, ended, here, there):
+    server.finish(REF, "COMPLETE", outputs=left_behind(here))
+    fetch_all(folder / "home")
+    server.finish(REF, "ERROR", outputs=left_behind(there))
+    fetch_all(folder / "home")
+    assert [path.name for path in folder.glob("home/run/checkpoints/*")] == [f"epoch_{there:04d}_step_000000.npz"]
 
 
 def test_a_list_of_digests_of_another_session_does_not_stay(server, ended, tmp_path):
@@ -1057,27 +1147,40 @@ def test_a_bad_hour_of_kaggle_is_waited_for_and_no_longer(server, tmp_path, monk
 
 
 LATE = {"GetKernelSessionStatus": faults.server_error, "ListKernelSessionOutput": faults.html, "GetKernel": faults.disconnect,
-        "File run/status.json": faults.server_error}
+        "File run/status.json": faults.server_error,  # and those that are asked before the next push
+        "GetAcceleratorQuotaStatistics": faults.server_error, "ListKernels": faults.html}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", LATE)
 def test_patience_counts_from_the_last_answer(server, tmp_path, monkeypatch, method):
-    """The session takes longer than an outage may; then an answer is lost."""
+    """The first session takes longer than an outage may; then an answer is lost."""
     monkeypatch.setattr(chain_module, "PATIENCE", 3.0)
     monkeypatch.setattr(Kaggle, "WAITS", (0.0, 0.0, 0.0))
-    honest, lines = one_epoch_each(1), []
+    honest, lines = one_epoch_each(2), []
 
     def late(version, mounts):
-        time.sleep(3.3)
-        server.next(method, *[LATE[method]] * 4)
-        time.sleep(0.2)
+        if version.number == 1:
+            time.sleep(3.3)
+            server.next(method, *[LATE[method]] * 4)
+            time.sleep(0.2)
         return honest(version, mounts)
 
     server.execute = late
-    assert chain(tmp_path / "kernel", lines) == "done" and pushes(server) == 1
+    assert chain(tmp_path / "kernel", lines) == "done" and pushes(server) == 2
     assert any(line.endswith("; looking again") for line in lines)
-    assert sum(line == "  epoch 1/1" for line in lines) == 1, "and nothing is told twice"
+    assert sum(line == "  epoch 1/2" for line in lines) == 1, "and nothing is told twice"
+
+
+@pytest.mark.parametrize("temporary", ["not there", "a file", "full"])
+def test_a_chain_needs_no_temporary_folder(server, tmp_path, monkeypatch, temporary):
+    (tmp_path / "a file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / temporary))
+    if temporary == "full":
+        monkeypatch.setattr(tempfile, "mkdtemp", full)
+        monkeypatch.setattr(tempfile, "mkstemp", full)
+    server.execute = one_epoch_each(2)
+    assert chain(tmp_path / "kernel") == "done" and pushes(server) == 2
 
 
 @pytest.mark.parametrize("pushed", [1, 2, 3])
@@ -1366,6 +1469,18 @@ def test_the_data_are_found_where_kaggle_mounts_them(kaggle_folder, mount):
         session_module.find_data(Job())
     (kaggle_folder / "input" / mount / "100k.txt").touch()
     assert session_module.find_data(Job()) == kaggle_folder / "input" / mount
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_preset_can_be_tried(kaggle_folder, monkeypatch, preset):
+    """With few epochs, of which the last one plays."""
+    monkeypatch.setenv("FACEGEN_TRY", json.dumps({"folder": str(kaggle_folder), "settings": notebook_module.TRIAL}))
+    (kaggle_folder / "input/celebrities-100k").mkdir(parents=True)
+    (kaggle_folder / "input/celebrities-100k/100k.txt").touch()
+    config = session_module.session_config(Job(preset=preset))
+    assert (config.epochs, config.width) == (2, 8) and config.redraw_epochs == min(1, RunConfig.preset(preset).redraw_epochs)
+    monkeypatch.setenv("FACEGEN_TRY", json.dumps({"folder": str(kaggle_folder)}))
+    assert session_module.session_config(Job(preset=preset)).redraw_epochs == RunConfig.preset(preset).redraw_epochs
 
 
 @pytest.mark.parametrize("mount", ["face-gan-celeba", "notebooks/me/face-gan-celeba"])

@@ -525,21 +525,23 @@ def test_the_record(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_pairs")
-def test_floors_are_measured_along_the_axes_of_the_values():
-    record = metrics_module.evaluate([draw(201, 5)], FACES[:201], FRESH)
-    real = distances_module.layouts(FACES[:201])
-    halves = distances_module.layout_distance(real[:200:2], real[1::2], distances_module.layout_axes(real))
+@pytest.mark.parametrize("count", [100, 201, 300])
+def test_floors_are_measured_along_the_axes_of_the_values(count):
+    record = metrics_module.evaluate([draw(count, 5)], FACES[:count], FRESH)
+    real = distances_module.layouts(FACES[:count])
+    halves = distances_module.layout_distance(real[:count // 2 * 2:2], real[1::2], distances_module.layout_axes(real))
     assert record["metrics"]["layout"]["floors"]["halves"] == halves
-    assert record["counts"] == {"generated": 201, "train": 201, "held_out": 201}
+    assert record["counts"] == {"generated": count, "train": count, "held_out": count}
 
 
 @pytest.mark.usefixtures("few_pairs")
 def test_sets_of_unequal_size_are_refused():
     network = features_module.RandomFeatures(32)
-    large, small = (metrics_module.digest_images(FACES[:count], network, None, 4) for count in (120, 110))
-    with pytest.raises(InputError, match="^pictures: expected 120 in each set.*got '?a set of 110") as caught:
-        metrics_module.compare(small, large, None)
-    assert "\n" not in str(caught.value)
+    sets = {count: metrics_module.digest_images(FACES[:count], network, None, 4) for count in (110, 119, 120)}
+    for judged, reference in ((110, 120), (120, 110), (119, 120)):
+        with pytest.raises(InputError, match=f"^pictures: expected {reference} in each set.*got '?a set of {judged}") as caught:
+            metrics_module.compare(sets[judged], sets[reference], None)
+        assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="expected 120 in each set.*a set of 110"):
         metrics_module.evaluate([FRESH[:120], FRESH[:110]], FACES[:120], FRESH[120:], (0, 1))
     assert metrics_module.choose_compared(1000, 130, 250)[2] == 130, "no more held-out ones than there are of the others"

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import io
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -18,6 +19,7 @@ from facegen_keras.base import output
 from facegen_keras.base.errors import InputError, first_line, is_out_of_memory
 from facegen_keras.cli import main, mend_suggestions
 from facegen_keras.kaggle.notebook import locked
+from facegen_keras.kaggle.signals import Signals
 from facegen_keras.runs.folder import SEE_TO_THE_DISK, Run, another_run, disk_remedy, lock_run
 
 
@@ -252,6 +254,34 @@ def status_of_a_chain(monkeypatch, stdout):
     with pytest.raises(SystemExit) as ended:
         main(["kernel", "run"])
     return ended.value.code
+
+
+@pytest.mark.parametrize("stderr", [Tracker(), Tracker(GONE), Terminal(GONE), None], ids=lambda stream: repr(getattr(stream, "error", "none")))
+def test_a_process_that_is_terminated_has_its_status_whatever_stderr_is(monkeypatch, stderr):
+    monkeypatch.setattr(sys, "stderr", stderr)
+    signals = Signals()
+    with pytest.raises(SystemExit) as ended:
+        with signals:
+            signal.raise_signal(signal.SIGTERM)
+    signals.catch(signals.before)
+    assert ended.value.code == 143
+    if type(stderr) is Tracker and not stderr.error:
+        assert stderr.text == "facegen: terminated\n"
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_closes_ends_a_process_unless_nohup_has_it_ignored(monkeypatch, ignored):
+    monkeypatch.setattr(sys, "stderr", Tracker())
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else lambda *_: None)
+    signals = Signals()
+    try:
+        with nullcontext() if ignored else pytest.raises(SystemExit) as ended:
+            with signals:
+                signal.raise_signal(signal.SIGHUP)
+        signals.catch(signals.before)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ignored or ended.value.code == 129
 
 
 @pytest.mark.parametrize("stdout", [Tracker(), Tracker(GONE), Tracker(BrokenPipeError()), Terminal(GONE), None], ids=lambda stream: repr(getattr(stream, "error", "none")))

@@ -112,15 +112,22 @@ def test_a_film_is_as_long_and_as_large_as_asked_for(here, facegen, name):
     assert jumps[-1] < 1.5 * max(jumps[:-1]) and min(jumps) > 0, "the seam is a step like any other"
 
 
-def test_a_film_of_given_latents(here, facegen):
-    assert facegen("film run --latents two.npy --seconds 1") == "25 frames, 2 faces: run/film_two.webp\n"
+def test_latents_may_lie_with_the_faces(here, facegen):
+    facegen("sample run --count 2 --save-latents new/kept.npy --out new/")
+    assert {path.name for path in Path("new").iterdir()} == {"face_00000.png", "face_00001.png", "kept.npy"}
+
+
+def test_a_film_is_as_long_as_its_faces_need_or_has_as_many_as_fit(here, facegen):
+    assert facegen("film run --latents two.npy --fps 5") == "20 frames, 2 faces: run/film_two.webp\n"
+    assert facegen("film run --seconds 6 --fps 5 --last") == "30 frames, 3 faces: run/film_seed_0_last.webp\n"
+    assert facegen("film run --fps 5 --out five.gif") == "50 frames, 5 faces: five.gif\n"
 
 
 def found_again(folder, kind):
     """How near two generated faces come, as shares of the mean face's errors; and latents."""
     gan = untrained(folder, kind)
     found = project_faces(gan, gan.generate(2, seed=11), num_steps=60)
-    return (found.errors / found.mean_errors).tolist(), found.latents
+    return (found.errors / found.mean_face_errors).tolist(), found.latents
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
@@ -129,6 +136,12 @@ def test_a_generated_face_is_found_again(tmp_path, kind):
     assert max(shares) < 1 / 3 and np.isfinite(latents).all() and (kind == "normal" or np.abs(latents).max() <= 1)
     if kind == "uniform":
         assert np.array_equal(found_again(tmp_path / kind, kind)[1], latents), "the same twice"
+
+
+def test_a_face_does_not_depend_on_those_beside_it(gan):
+    faces = gan.generate(9, seed=11)
+    together, alone = (project_faces(gan, each, num_steps=3).latents for each in (faces, faces[8:]))
+    assert together.shape == (9, 16) and np.allclose(together[8:], alone, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -142,7 +155,7 @@ def test_under_jax_too(tmp_path):
 
 def test_what_project_writes_goes_on(here, facegen, gan):
     said = facegen("project run face.png other.png")
-    assert said.splitlines()[-1] == "2 latents: run/projected" and said.startswith("face.png: mean error ")
+    assert said.splitlines()[-1] == "2 faces redrawn: run/projected" and said.startswith("face.png: mean error ")
     names = {path.name for path in Path("run/projected").iterdir()}
     assert names == {"projected.png", "latents.npy", "errors.json", *(f"{which}_0000{number}.png" for which in ("picture", "redrawn") for number in (0, 1))}
     assert np.array_equal(pixels("run/projected/picture_00000.png"), pixels("face.png"))
@@ -153,9 +166,21 @@ def test_what_project_writes_goes_on(here, facegen, gan):
     assert np.array_equal(pixels("again/face_00001.png"), pixels("run/projected/redrawn_00001.png"))
 
 
-@pytest.mark.parametrize("out, seen", [("row.png", (6 * 34 + 2, 36)), ("way.webp", (32, 32))])
-def test_the_way_from_picture_to_picture(here, facegen, out, seen):
-    assert facegen(f"morph run face.png other.png --steps 1 --count 4 --seconds 1 --out {out}").endswith(f" of 255: {out}\n")
+def test_projecting_replaces_what_was_found_for_the_same_pictures_alone(here, facegen, capfd):
+    for steps in (1, 2):
+        facegen(f"project run face.png --steps {steps}")
+    latents = np.load("run/projected/latents.npy")
+    for line in ("project run other.png", "project run face.png other.png", "project run face.png --out ."):
+        with pytest.raises(SystemExit):
+            main(line.split())
+        assert "--out: expected a new or empty folder, or one that holds these pictures" in capfd.readouterr().err
+    assert np.array_equal(np.load("run/projected/latents.npy"), latents)
+
+
+@pytest.mark.parametrize("options, out, seen", [("--count 4", "run/morph_face_other.png", (6 * 34 + 2, 36)),
+                                                ("--seconds 1 --out way.webp", "way.webp", (32, 32))])
+def test_the_way_from_picture_to_picture(here, facegen, options, out, seen):
+    assert facegen(f"morph run face.png other.png --steps 1 {options}").endswith(f" of 255: {out}\n")
     with Image.open(out) as picture:
         assert picture.size == seen and (getattr(picture, "n_frames", 1) > 10) == out.endswith("webp"), "frames that are alike are one"
 
@@ -207,6 +232,11 @@ MISTAKES = {
     "a film nowhere": ("film run --out nowhere/film.webp", "--out", "a folder that can be written"),
     "a film too large": ("film run --seconds 100000", "film", "2 to 131,072 frames of 32 pixels, got 2500000"),
     "a film of one frame": ("film run --seconds 0.01", "film", "got 0"),
+    "more faces than frames": ("film run --seconds 1 --count 26", "film", "at least 26 frames, one for each face"),
+    "a film for a row": ("morph run face.png other.png --seconds 3", "--seconds", "none for a row of faces"),
+    "a row for a film": ("morph run face.png other.png --count 3 --out way.webp", "--count", "none for a film"),
+    "a folder of other things": ("project run face.png --out run", "--out", "a new or empty folder"),
+    "a cut archive": ("sample run --latents cut.npz", "cut.npz", "a .npy file of numbers"),
     "no time at all": ("film run --seconds nan", "seconds", "above 0"),
     "an odd side": ("film run --side 65 --out film.mp4", "--side", "even"),
     "no picture": ("project run letter.txt", "letter.txt", "plain text"),
@@ -224,6 +254,7 @@ def test_a_mistake_gets_one_line_before_keras_starts(here, monkeypatch, capfd, l
         pytest.importorskip("av")
     np.save("short.npy", np.zeros((3, 10)))
     np.save("one.npy", np.zeros((1, 16)))
+    Path("cut.npz").write_bytes(b"PK\3\4")
     np.save("nan.npy", np.where(np.arange(32).reshape(2, 16) == 20, np.nan, 0))
     monkeypatch.setattr(commands, "start_keras", lambda: pytest.fail("it starts Keras first"))
     before = {path.name for path in here.rglob("*")}

@@ -43,7 +43,7 @@ def examine(
     return digest, None
 
 # %% ../../nbs/data/check.ipynb #ad6cb8bc
-CHECK_RULES = 3  # counted up whenever this page judges a picture differently
+CHECK_RULES = 4  # counted up whenever this page judges a picture differently
 
 
 def cache_key(

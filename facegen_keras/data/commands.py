@@ -22,6 +22,7 @@ def in_kinds(reasons: list[str]) -> str:  # such as "3 too small, 1 repeated"
 def outcome(
     rows: list[dict],  # of the report
     out: str,  # the folder of faces
+    remarks: list[str],  # on what is not looked at
 ) -> list[str]:  # lines
     "What came of it."
     from facegen_keras.data.align import NO_FACE
@@ -34,7 +35,7 @@ def outcome(
     lines += [f"left out: {in_kinds(left_out)}"] if left_out else []
     lines += [f"without a face: {faceless:,}"] if faceless else []
     lines += [f"cannot be used: {len(unusable):,}, such as {unusable[0]['source']}: {unusable[0]['why']}"] if unusable else []
-    return [*lines, f"each with its reason: {out}/{ALIGNED_LIST}"]
+    return [*lines, *remarks, f"each with its reason: {out}/{ALIGNED_LIST}"]
 
 # %% ../../nbs/data/commands.ipynb #c1dd4b8e
 def parse_size(context, option, text: str | None) -> tuple[int, int] | None:  # as Click asks for it
@@ -59,7 +60,8 @@ def align(photographs, out, processes, **given):
     "Cut the faces out of PHOTOS as CelebA has them; nothing leaves this machine."
     from facegen_keras.data.align import Alignment, align_photographs
     options = Alignment(**{name: value for name, value in given.items() if value is not None})
+    remarks = []
     with progress_bar("finding faces") as progress:
-        rows = align_photographs(photographs, out, options, processes, progress)
-    for line in outcome(rows, out):
+        rows = align_photographs(photographs, out, options, processes, progress, remark=remarks.append)
+    for line in outcome(rows, out, remarks):
         say(one_line(line))

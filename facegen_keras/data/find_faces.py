@@ -19,7 +19,7 @@ from ..base.errors import first_line, input_error
 from .frame import FACE_POINTS, cut_face, fit_similarity
 
 # %% ../../nbs/data/find_faces.ipynb #9c28b39b
-NO_DETECTOR = 'type pip install "facegen_keras[align]", or pip install mtcnn'
+NO_DETECTOR = 'type pip install ".[align]" in the clone of this package, or pip install mtcnn'
 LEAST_SEEN = 20  # pixels: the smallest face that the detector looks for
 SURE_AT_FIRST = 0.8  # for a candidate; with mtcnn's own 0.6 a crowd takes three times the memory
 

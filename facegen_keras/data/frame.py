@@ -176,7 +176,7 @@ def why_left_out(
 ) -> str | None:  # a kind, and for most kinds a figure; None: it is good
     "The reason why a face is not written."
     if size < least_size:
-        return f"too small: {size:.0f} pixels"
+        return f"too small: {int(size)} pixels"
     if misfit > MOST_MISFIT:
         return f"turned away, or no face: its points miss their places by {misfit:.0f} pixels"
     if outside > MOST_OUTSIDE:

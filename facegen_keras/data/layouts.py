@@ -155,7 +155,7 @@ def read_partition(
     where: int | Path,  # a list
 ) -> dict[str, str]:  # stem -> 0 training, 1 validation, 2 test
     "What a list says."
-    rows = (re.split(r"[,\s]+", line.replace('"', "")) for line in stripped_lines(source, where))
+    rows = (re.split(r"[,;\s]+", line.replace('"', "")) for line in stripped_lines(source, where))
     return {stem(row[0]): row[1] for row in rows if len(row) == 2}
 
 # %% ../../nbs/data/layouts.ipynb #8e78672b

@@ -6,8 +6,8 @@
 __all__ = ['CROPS', 'CELEBA_SIZE', 'ARTICLE_BOX', 'SAME_PROPORTIONS', 'FORMATS', 'SUFFIXES', 'BEGINNINGS', 'MAX_PIXELS',
            'MAX_JPEG_PIXELS', 'MIN_SIDE', 'MAX_PROPORTION', 'SMALL_PICTURE', 'SAME_LEVELS', 'PROBE', 'BAND', 'TOPS',
            'EXIF_ORIENTATION', 'TURNS', 'PIXEL_BUDGET', 'crop_box', 'UnreadableImage', 'what_instead', 'check_size',
-           'open_picture', 'transform_to_srgb', 'to_srgb', 'grey_range', 'refuse_low_levels', 'grey_levels', 'to_rgb',
-           'on_white', 'upright', 'Budget', 'reserve', 'read_picture', 'decode_face']
+           'open_picture', 'transform_to_srgb', 'to_srgb', 'grey_range', 'grey_levels', 'low_level',
+           'refuse_low_levels', 'to_rgb', 'on_white', 'upright', 'Budget', 'reserve', 'read_picture', 'decode_face']
 
 # %% ../../nbs/data/pictures.ipynb #1c9da3c5
 import contextlib
@@ -179,20 +179,6 @@ def grey_range(
     return (top, 0) if picture.tag_v2.get(262) == 0 else (0, top)  # PhotometricInterpretation: white is zero
 
 
-def refuse_low_levels(
-    picture: Image.Image,  # decoded
-    white: int,  # the largest number of a grey one
-    is_deep: bool,  # a PNG of 16 bits a channel, of which Pillow keeps 8 where it has colours?
-) -> None:  # or `UnreadableImage`
-    "Refuses 16 bits that hold levels of 8."
-    if picture.mode[0] == "I":
-        is_low = 0 < np.asarray(picture).max() <= 255 < white
-    else:
-        is_low = is_deep and picture.mode[:3] == "RGB" and not any(most for _, most in picture.getextrema()[:3])
-    if is_low:
-        raise UnreadableImage("16-bit values none of which is above 255, whose range is unknown: convert it to 8 bits")
-
-
 def grey_levels(
     picture: Image.Image,  # of more than 8 bits
     black: int,  # the number that means it
@@ -208,6 +194,31 @@ def grey_levels(
     if isinstance(hidden, int):
         grey.putalpha(Image.fromarray((pixels != hidden) * np.uint8(255)))
     return grey
+
+# %% ../../nbs/data/pictures.ipynb #3c4290e2
+def low_level(
+    picture: Image.Image,  # as opened
+    data: bytes,  # its file
+) -> int:  # -1: the file has 8 bits a channel
+    "What becomes of 255 where Pillow keeps 8 of 16 bits a channel."
+    if picture.format == "PPM":  # where it rounds
+        return 1 if picture.tile[0].args[-1] == 65_535 else -1
+    bits = picture.tag_v2.get(258, ()) if picture.format == "TIFF" else (data[24],) if picture.format == "PNG" else ()
+    return 0 if 16 in bits else -1
+
+
+def refuse_low_levels(
+    picture: Image.Image,  # decoded
+    white: int,  # the largest number of a grey one
+    low: int,  # of one with colours: its `low_level`
+) -> None:  # or `UnreadableImage`
+    "Refuses 16 bits that hold levels of 8."
+    if picture.mode[0] == "I":
+        is_low = 0 < np.asarray(picture).max() <= 255 < white
+    else:
+        is_low = low >= 0 and picture.mode[:3] == "RGB" and max(most for _, most in picture.getextrema()[:3]) <= low
+    if is_low:
+        raise UnreadableImage("16-bit values none of which is above 255, whose range is unknown: convert it to 8 bits")
 
 # %% ../../nbs/data/pictures.ipynb #b9172159
 def to_rgb(
@@ -300,14 +311,14 @@ def read_picture(
     "The picture in a file's bytes; `UnreadableImage` if there is none."
     try:
         picture = open_picture(data)
-        grey, full = grey_range(picture), picture.width * picture.height
+        grey, low, full = grey_range(picture), low_level(picture, data), picture.width * picture.height
         if picture.format == "PNG":
             open_picture(data).verify()  # leaves a picture that cannot be decoded any more
         if least:
             picture.draft(None, (least, least))  # does nothing to other formats
         with reserve(picture, full):
             picture.load()
-            refuse_low_levels(picture, max(grey), picture.format == "PNG" and data[24] == 16)
+            refuse_low_levels(picture, max(grey), low)
             picture = upright(picture)
             if only_check and (picture.mode != "RGB" or "icc_profile" in picture.info):
                 picture = picture.crop((0, 0, MIN_SIDE, MIN_SIDE))

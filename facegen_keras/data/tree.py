@@ -23,8 +23,8 @@ NAME_LIST = "100k.txt"  # of celebrities-100k: a name a line
 ALIGNED_LIST = "aligned.jsonl"  # of facegen align: an object a line
 PARTITION_LISTS = ("list_eval_partition.csv", "list_eval_partition.txt")  # of CelebA, in letters of any size
 UNREAD = frozenset(".heic .heif .avif .jxl .jp2 .psd .mov .mp4 .dng .cr2 .cr3 .nef .arw .raf .orf .rw2".split())
-NEVER_ENTERED = FOREIGN - {"lost+found"} | frozenset(  # folders of copies, or of what was thrown away
-    ".cache .git .hg .svn .ipynb_checkpoints .snapshot .snapshots .thumbnails .venv .zfs".split())
+NEVER_ENTERED = FOREIGN - {"lost+found", "lost.dir"} | frozenset(  # folders of copies, or of what was thrown away
+    ".@__thumb .appledouble .cache .git .hg .svn .ipynb_checkpoints .snapshot .snapshots .stversions .thumbnails .venv .zfs".split())
 
 
 def is_picture(name: str) -> bool:  # judged by its ending alone

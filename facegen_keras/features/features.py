@@ -64,7 +64,7 @@ class RandomFeatures:
         stage = layers.Rescaling(1 / 127.5, -1, **exact)(pictures)
         stages = [layers.AveragePooling2D(image_size // 4, **exact)(stage)]
         for kernel in kernels:
-            layer = layers.Conv2D(kernel.shape[-1], 3, padding="same", use_bias=False, **exact)
+            layer = layers.Conv2D(kernel.shape[-1], 3, padding="same", use_bias=False, kernel_initializer="zeros", **exact)
             stage = layers.LeakyReLU(0.2, **exact)(layer(stage))
             layer.set_weights([kernel])
             stages.append(layers.AveragePooling2D(stage.shape[1] // GRID, **exact)(stage))

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from ..base.errors import InputError, input_error
+from ..base.output import say
 from .notebook import build, find_job, find_key, own_folder, read_job
 from .push import arrived, newest_run, push
 from .record import SessionChain, new_session
@@ -311,7 +312,7 @@ def run_chain(
     folder: Path,  # of the kernel; holds chain.json
     changes: dict,  # fields of the job; what is not given is as in the chain, or as the folder was built
     kaggle: Kaggle,
-    report=print,  # called with each line
+    report=say,  # called with each line
     every: float = 60,  # seconds between looks
     patience: float = 120,  # seconds for a version whose answer was lost
 ) -> str:  # "done", or why it stopped

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import facegen_keras
 from ..base.errors import input_error
-from ..base.files import is_foreign, is_leftover, write_file
+from ..base.files import is_foreign, is_leftover, naming, write_file
 from ..base.locks import lock_folder
 from .signals import Signals, interruptible_client
 from .session import SOURCE, Job, slugify
@@ -53,7 +53,8 @@ def make_wheel(
     "This very package as a wheel: name, content."
     name, version = PACKAGE.name, facegen_keras.__version__
     about = f"{name}-{version}.dist-info"
-    modules = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "_modidx")
+    modules = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "_modidx"
+                     and not any(map(is_foreign, path.relative_to(PACKAGE).parts)))
     files = {f"{name}/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes() for path in modules}
     for path in sorted(find_start(start).iterdir()) if start else ():
         if path.is_file() and not is_foreign(path.name):
@@ -309,9 +310,10 @@ def lay_out(
     pictures = folder / "input" / dataset.split("/")[1] / "100k" / "100k"
     (folder / "working").mkdir(parents=True, exist_ok=True)
     pictures.mkdir(parents=True, exist_ok=True)
-    for number, face in enumerate(ToyFaces(count, 128)):
-        Image.fromarray(face).save(pictures / f"{number:06d}.jpg", quality=90)
-    (pictures.parents[1] / "100k.txt").write_text("".join(f"{number:06d}.jpg\n" for number in range(count)))
+    with naming(pictures):  # a full disk
+        for number, face in enumerate(ToyFaces(count, 128)):
+            Image.fromarray(face).save(pictures / f"{number:06d}.jpg", quality=90)
+        (pictures.parents[1] / "100k.txt").write_text("".join(f"{number:06d}.jpg\n" for number in range(count)))
 
 # %% ../../nbs/kaggle/notebook.ipynb #c1f92551
 TRIAL = {"image_size": 32, "width": 8, "batch_size": 16, "epochs": 2, "start": None, "patience": None}

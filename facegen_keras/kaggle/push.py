@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from ..base.errors import InputError, input_error
+from ..base.output import say
 from .notebook import check_folder, find_job, kernel_command
 from facegen_keras.kaggle.service import (
     RUNNING, Kaggle, KaggleTrouble, gpu_hours, list_outputs, newest_version, read_status, running_sessions,
@@ -179,7 +180,7 @@ def push(
     kaggle: Kaggle,
     folder: Path,  # from `build`
     hours: float,  # of the job
-    report=print,  # called with each line
+    report=say,  # called with each line
     patience: float = 120,  # seconds to wait for a version whose answer was lost
     noted=lambda before: None,  # is told the newest version just before the push
 ) -> int:  # the version's number

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from ..base.errors import input_error
 from ..base.files import write_file
+from ..base.output import say
 from ..config import RunConfig
 from ..runs.shipped import refuse_another_generator, shipped_config, shipped_names
 
@@ -58,6 +59,9 @@ class Job:
         config = RunConfig.preset(self.preset, **self.settings)  # refuses what does not exist
         for name in {"data", "out"} & self.settings.keys():
             raise input_error("--set", "settings of the training", name, "leave it out: Kaggle says where things are")
+        if config.limit and config.limit < config.batch_size:
+            raise input_error("batch_size", f"at most the {config.limit} images of limit", config.batch_size,
+                              "set a smaller batch_size or a larger limit")
         if config.start and config.start not in shipped_names():
             raise input_error("start", "a generator that comes with the package, which travels to Kaggle with it",
                               config.start, "leave it out, or start that run at home")
@@ -202,12 +206,14 @@ def begin_session(job: Job) -> None:
     find_data(job)
     fetch_run(job)
     where = f"goes on after {place_in_words(job.begin)}" if job.begin else "begins a run"
-    print(f"session {job.session} of {job.slug} {where}: {gpus}; {job.hours:g} hours at most")
+    say(f"session {job.session} of {job.slug} {where}: {gpus}; {job.hours:g} hours at most")
 
 
 def session_config(job: Job) -> RunConfig:
     "The run's settings, with Kaggle's paths in them."
-    settings = {**job.settings, **trial().get("settings", {})}
+    given, redraw = trial().get("settings", {}), RunConfig.preset(job.preset, **job.settings).redraw_epochs
+    short = {"redraw_epochs": min(redraw, given["epochs"] - 1)} if "epochs" in given else {}  # the game is tried too
+    settings = {**job.settings, **short, **given}
     return RunConfig.preset(job.preset, data=find_data(job), out=kaggle_folder() / "working" / "run", **settings)
 
 # %% ../../nbs/kaggle/session.ipynb #c36da454
@@ -225,7 +231,7 @@ def train_session(
     except Exception as error:  # a version that failed is not mounted: what it has reached would be lost
         if newest_place(run) <= tuple(job.begin or (0, 0)):
             raise SessionError(f"{type(error).__name__}: {error}") from error
-        print(f"facegen: {type(error).__name__}: {error}")
+        say(f"facegen: {type(error).__name__}: {error}")
     write_sums(kaggle_folder() / "working")
     return run
 

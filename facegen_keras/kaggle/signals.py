@@ -9,11 +9,12 @@ __all__ = ['Signals', 'interruptible_client']
 import asyncio
 import contextlib
 import signal
-import sys
+
+from ..base.output import say
 
 # %% ../../nbs/kaggle/signals.ipynb #80fc1c10
 class Signals:
-    "Within it the first Ctrl-C or SIGTERM ends what runs; those after it change nothing."
+    "Within it the first Ctrl-C, SIGTERM or SIGHUP ends what runs; those after it change nothing."
 
     def __init__(self):
         self.first = None  # the signal that came
@@ -21,12 +22,14 @@ class Signals:
 
     def __enter__(self):
         self.before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+        if getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup
+            self.before[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
         self.catch()
         return self
 
     def __exit__(self, *_):
-        if self.first == signal.SIGTERM:
-            print("facegen: terminated", file=sys.stderr)
+        if self.first not in (None, signal.SIGINT):
+            say("facegen: terminated", err=True)
         self.catch(self.before if self.first is None else dict.fromkeys(self.before, signal.SIG_IGN))  # until the process ends
 
     def catch(self, handlers: dict | None = None) -> None:  # None: our own

@@ -16,6 +16,7 @@ from PIL import Image
 from keras import ops
 import numpy as np
 
+from ..base.files import naming
 from ..config import RunConfig
 from ..data.layouts import recognise
 from ..engine.backend import backend
@@ -49,8 +50,9 @@ def step_costs(
 # %% ../../nbs/measure/costs.ipynb #f9cc973e
 def write_jpegs(folder: Path, count: int) -> None:
     "Drawn faces in the size of CelebA's."
-    for number, face in enumerate(map(ToyFaces(count, 128, seed=0).__getitem__, range(count))):
-        Image.fromarray(face).resize((178, 218)).save(folder / f"{number:06d}.jpg", quality=90)
+    with naming(folder):  # a full disk
+        for number, face in enumerate(map(ToyFaces(count, 128, seed=0).__getitem__, range(count))):
+            Image.fromarray(face).resize((178, 218)).save(folder / f"{number:06d}.jpg", quality=90)
 
 
 def images_per_s(faces, batch_size: int, epoch: int) -> float:

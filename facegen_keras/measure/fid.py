@@ -14,6 +14,7 @@ from PIL import Image
 import numpy as np
 
 from ..base.errors import first_line, input_error, is_out_of_memory
+from ..base.files import naming
 
 # %% ../../nbs/measure/fid.ipynb #66ba23a2
 def fid_tool():
@@ -44,7 +45,7 @@ def inception_fid(
 ) -> float:
     "FID in the features of Inception, computed by another package from PNG files."
     tool, on_gpu = fid_tool(), importlib.import_module("torch").cuda.is_available()
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, naming(Path(place)):
         folders = write_pngs(generated, Path(place, "generated")), write_pngs(real, Path(place, "real"))
         try:
             if hasattr(tool, "compute_fid"):

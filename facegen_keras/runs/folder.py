@@ -270,8 +270,9 @@ def delete_run(run: Run) -> None:
     "Deletes what a run wrote, `config.json` last, so that what is left is a run until nothing is."
     for path in half_written(run):
         discard(path)
+    numbered = r"epoch_\d+(_step_\d+)?\.(png|npz)|faces_seed_\d+\.png"  # a person's copy of one is called otherwise
     own = [path for pattern in ("samples/epoch_*.png", "checkpoints/epoch_*.npz", *Run.FILES)
-           for path in sorted(run.directory.glob(pattern))]
+           for path in sorted(run.directory.glob(pattern)) if "*" not in pattern or re.fullmatch(numbered, path.name)]
     for path in own:
         if not path.is_dir():
             path.unlink(missing_ok=True)

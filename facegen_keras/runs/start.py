@@ -130,7 +130,7 @@ def take_second(
     kept, is_trained = directory / "encoder.keras", int(other.d_optimizer.iterations) > 0
     if is_trained and other.trained_by == gan.trained_by:
         gan.second.set_weights(other.second.get_weights())
-    elif gan.trained_by == "redraw":
+    elif gan.loss_row.second == "encoder":
         if not kept.is_file():
             return "it has no encoder.keras"
         take_up_encoder(gan.encoder, gan.generator, lambda network: read_weights(network, kept))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['last_option', 'seed_option', 'truncation_option', 'latents_option', 'steps_option', 'MOST_PIXELS', 'AT_ONCE',
-           'SECONDS_A_FACE', 'default_out', 'read_given', 'name_of_faces', 'check_grid', 'check_pictures_target',
-           'check_latents_target', 'latent_batches', 'sample', 'video_options', 'film', 'find_latents', 'project',
-           'check_morph_target', 'morph']
+           'default_out', 'refuse_options', 'read_given', 'name_of_faces', 'check_grid', 'check_pictures_target',
+           'check_latents_target', 'latent_batches', 'sample', 'video_options', 'film', 'find_latents',
+           'check_projected', 'project', 'check_morph_target', 'morph']
 
 # %% ../../nbs/use/commands.ipynb #ae00414b
 import math
@@ -16,18 +16,18 @@ from pathlib import Path
 import click
 
 from ..base.errors import input_error
-from ..base.files import check_target, write_file
-from ..base.output import progress_bar, show
+from ..base.files import check_target, is_leftover, write_file
+from ..base.output import one_line, progress_bar, show
 from ..config import RunConfig
 from ..engine.starting import start_keras
-from ..runs.folder import Run
+from ..runs.folder import Run, RunFiles
 from ..runs.shipped import find_run
 
 # %% ../../nbs/use/commands.ipynb #77e4aa86
 last_option = click.option("--last", is_flag=True, help="By the last generator, where best.keras measured better.")
 seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which faces.")
 truncation_option = click.option("--truncation", default=1.0, show_default=True, type=click.FloatRange(0, 1),
-                                 help="Plainer faces, with fewer faults: 0 is the mean face.")
+                                 help="Below 1: plainer faces with fewer faults; at 0 all are alike.")
 latents_option = click.option("--latents", "given", type=click.Path(path_type=Path),
                               help="The faces of the latents in FILE.npy, not of a seed.")
 steps_option = click.option("--steps", default=100, show_default=True, type=click.IntRange(min=1),
@@ -42,6 +42,18 @@ def default_out(
     return run / name if find_run(run) == run else Path(f"{run}_{name.removeprefix('faces_')}")
 
 # %% ../../nbs/use/commands.ipynb #d1738d2f
+def refuse_options(
+    context: click.Context,  # of a command
+    names: list[str],  # of its parameters
+    expected: str,  # why they would change nothing
+    remedy: str = "leave it out",
+) -> None:
+    "Refuses options that a person gave and that would change nothing."
+    for option in context.command.params:
+        if option.name in names and context.get_parameter_source(option.name).name == "COMMANDLINE":
+            raise input_error(option.opts[0], expected, context.params[option.name], remedy)
+
+
 def read_given(
     context: click.Context,  # of a command with these options
     config: RunConfig,
@@ -53,17 +65,19 @@ def read_given(
     check_truncation(truncation)  # Click lets a NaN pass
     if given is None:
         return None
-    for name in ("count", "seed"):
-        if context.get_parameter_source(name).name == "COMMANDLINE":
-            raise input_error(f"--{name}", "nothing beside --latents, which says which faces", context.params[name],
-                              "leave it out")
+    refuse_options(context, ["count", "seed"], "nothing beside --latents, which says which faces")
     return truncate(read_latents(given, config), truncation)
 
 
-def name_of_faces(given: Path | None, seed: int, truncation: float) -> str:
+def name_of_faces(
+    given: Path | None,  # a file of latents; None: those of the seed
+    seed: int,
+    truncation: float,
+    last: bool,  # by the last generator, whether or not there is another?
+) -> str:
     "What files of these faces are called."
     plainer = "" if truncation == 1 else f"_truncation_{truncation:g}"
-    return (given.stem if given else f"seed_{seed}") + plainer
+    return (given.stem if given else f"seed_{seed}") + plainer + "_last" * last
 
 # %% ../../nbs/use/commands.ipynb #2478b7b8
 MOST_PIXELS = 89_478_485  # of a grid; Pillow warns of larger pictures
@@ -97,11 +111,13 @@ def check_pictures_target(
 
 def check_latents_target(
     kept: Path | None,  # None: no file is asked for
+    folder: Path,  # of the faces; it is made if it is not there
 ) -> None:
-    "Refuses a file of latents that could not be written, or not be found again."
+    "Refuses a file of latents that could not be written, or that no command would read."
     if kept and kept.suffix != ".npy":
         raise input_error("--save-latents", "a name that ends in .npy", str(kept), "name it so")
-    check_target(kept, "--save-latents")
+    if kept and kept.parent != folder:
+        check_target(kept, "--save-latents")
 
 # %% ../../nbs/use/commands.ipynb #6b141db9
 def latent_batches(
@@ -135,9 +151,10 @@ def sample(context, run, count, seed, truncation, given, kept, last, out):
     config = Run(find_run(run)).config
     latents = read_given(context, config, given, truncation)
     count = count if latents is None else len(latents)
-    out = out or str(default_out(run, f"faces_{name_of_faces(given, seed, truncation)}.png"))
+    out = out or str(default_out(run, f"faces_{name_of_faces(given, seed, truncation, last)}.png"))
     single, target = check_pictures_target(out, count, config.image_size), Path(out)
-    check_latents_target(kept)
+    folder = target if single else target.parent
+    check_latents_target(kept, folder)
     start_keras()
     import numpy as np
     from facegen_keras.gan import generate_faces
@@ -145,7 +162,7 @@ def sample(context, run, count, seed, truncation, given, kept, last, out):
     from facegen_keras.runs.viz import FROM_LATENTS, GENERATED, image_grid, to_png
     from facegen_keras.use.latents import write_latents
     gan, description, used, faces = load_gan(run, last), FROM_LATENTS if given else GENERATED, [], []
-    (target if single else target.parent).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for number, batch in enumerate(latent_batches(config, latents, count, seed, truncation)):
         made = generate_faces(gan.ema_generator, batch)
         used += [batch] if kept else []
@@ -159,13 +176,10 @@ def sample(context, run, count, seed, truncation, given, kept, last, out):
     show(f"{count} faces{which_generator(run, last)}: {target}")
 
 # %% ../../nbs/use/commands.ipynb #ec30e41f
-SECONDS_A_FACE = 2
-
-
-def video_options(command):
+def video_options(command):  # a function, as `click.option` takes it and gives it back
     "How long a film is, and how large."
     options = [
-        click.option("--seconds", default=10.0, show_default=True, help="How long it takes until it begins again."),
+        click.option("--seconds", type=float, help="How long it takes until it begins again.  [default: two a face]"),
         click.option("--fps", default=25, show_default=True, type=click.IntRange(1, 50), help="Frames a second."),
         click.option("--side", type=click.IntRange(32, 1024), help="Side of a frame, pixels.  [default: as generated]"),
     ]
@@ -176,7 +190,7 @@ def video_options(command):
 # %% ../../nbs/use/commands.ipynb #71dca88d
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--count", type=click.IntRange(2, 10_000), help="How many faces it passes.  [default: one in two seconds]")
+@click.option("--count", type=click.IntRange(2, 10_000), help="How many faces it passes.  [default: one in two seconds, or 5]")
 @seed_option
 @truncation_option
 @latents_option
@@ -186,28 +200,32 @@ def video_options(command):
 @click.pass_context
 def film(context, run, count, seed, truncation, given, seconds, fps, side, last, out):
     "Write a film of faces of a RUN that turn into each other."
-    from facegen_keras.use.film import check_stops, check_video, film_walk, num_video_frames
+    from facegen_keras.use.film import check_stops, check_video, film_walk, num_stops, num_video_frames
     config = Run(find_run(run)).config
     stops = read_given(context, config, given, truncation)
-    if stops is not None:
-        check_stops(stops)
-    target = out or default_out(run, f"film_{name_of_faces(given, seed, truncation)}.webp")
-    num_frames = num_video_frames(seconds, fps)
-    check_video(target, num_frames, side or config.image_size)
+    count = (count or num_stops(seconds)) if stops is None else len(stops)
+    target = out or default_out(run, f"film_{name_of_faces(given, seed, truncation, last)}.webp")
+    num_frames = num_video_frames(count, seconds, fps)
+    check_video(target, num_frames, config.image_size, side)
+    check_stops(count, num_frames)
     check_target(target)
     start_keras()
     from facegen_keras.runs.start import load_gan, which_generator
     from facegen_keras.use.latents import sample_latents
-    if stops is None:
-        stops = sample_latents(config, count or max(2, round(seconds / SECONDS_A_FACE)), seed, truncation)
+    stops = sample_latents(config, count, seed, truncation) if stops is None else stops
     gan = load_gan(run, last)
     with progress_bar("making the frames") as progress:
         film_walk(gan, stops, target, seconds, fps, side, progress)
-    show(f"{num_frames} frames, {len(stops)} faces{which_generator(run, last)}: {target}")
+    show(f"{num_frames} frames, {count} faces{which_generator(run, last)}: {target}")
 
 # %% ../../nbs/use/commands.ipynb #baf64cf6
-def find_latents(run, faces, steps, last):
-    "A run's GAN, and what it makes of given faces."
+def find_latents(
+    run: Path,  # a run directory, or the name of a generator that comes with the package
+    faces,  # (N, S, S, 3) uint8 array, of the run's size
+    steps: int,
+    last: bool,  # by the last generator?
+):  # its `FaceGAN`, and a `Projection`
+    "A run's GAN, and the latents of given faces."
     start_keras()
     from facegen_keras.runs.start import load_encoder, load_gan
     from facegen_keras.use.project import project_faces
@@ -216,6 +234,18 @@ def find_latents(run, faces, steps, last):
         return gan, project_faces(gan, faces, encoder, steps, progress=progress)
 
 
+def check_projected(
+    folder: Path,  # for what is found
+    names: list[str],  # of the pictures
+) -> None:
+    "Refuses a folder that holds anything else than what was found for the same pictures before."
+    rows = RunFiles(folder).read("errors.json", list) or []
+    before = [row.get("picture") for row in rows if isinstance(row, dict)]
+    if before != names and folder.is_dir() and not all(is_leftover(path.name) for path in folder.iterdir()):
+        raise input_error("--out", "a new or empty folder, or one that holds these pictures, projected", str(folder),
+                          "choose another --out")
+
+# %% ../../nbs/use/commands.ipynb #baf64cf7
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -223,29 +253,38 @@ def find_latents(run, faces, steps, last):
 @last_option
 @click.option("--out", type=click.Path(path_type=Path), help="The folder for what is found.  [default: projected in the run's folder]")
 def project(run, pictures, steps, last, out):
-    "Find latents from which a RUN redraws PICTURES."
+    "Find latents from which a RUN redraws the faces in PICTURES."
     from facegen_keras.use.pictures import read_faces
+    folder, names = out or default_out(run, "projected" + "_last" * last), list(map(str, pictures))
     faces = read_faces(pictures, Run(find_run(run)))
-    folder = out or default_out(run, "projected")
+    check_projected(folder, names)
     folder.mkdir(parents=True, exist_ok=True)
     gan, found = find_latents(run, faces, steps, last)
     from facegen_keras.runs.start import which_generator
     from facegen_keras.use.project import write_projection
-    write_projection(found, folder, list(map(str, pictures)))
-    for picture, error, mean_error in zip(pictures, found.errors, found.mean_errors):
-        show(f"{click.format_filename(picture)}: mean error {error:.1f} of 255, that of the mean face {mean_error:.1f}")
-    show(f"{len(faces)} latents{which_generator(run, last)}: {folder}")
+    write_projection(found, folder, names)
+    for name, error, of_mean_face in zip(names, found.errors, found.mean_face_errors):
+        show(one_line(f"{name}: mean error {error:.1f} of 255, that of the mean face {of_mean_face:.1f}"))
+    show(f"{len(faces)} face{'s' * (len(faces) > 1)} redrawn{which_generator(run, last)}: {folder}")
 
 # %% ../../nbs/use/commands.ipynb #0b51047d
-def check_morph_target(out: Path, num_frames: int, side: int) -> bool:  # whether a film is asked for
-    "Refuses a target of `morph` that cannot be written."
-    from facegen_keras.use.film import VIDEO_SUFFIXES, check_video
+def check_morph_target(
+    context: click.Context,  # of the command
+    out: Path,  # of the row or the film
+    image_size: int,  # side of a face, pixels
+) -> bool:  # whether a film is asked for
+    "Refuses a target of `morph` that cannot be written, and options that do not go with it."
+    from facegen_keras.use.film import VIDEO_SUFFIXES, check_video, num_video_frames
     check_target(out)
     if out.suffix.lower() == ".png":
+        refuse_options(context, ["seconds", "fps", "side"], "none for a row of faces, which is a .png",
+                       "leave it out, or give --out FILM.webp")
         return False
     if out.suffix.lower() not in VIDEO_SUFFIXES:
         raise input_error("--out", "a name that ends in .png or " + " or ".join(VIDEO_SUFFIXES), str(out), "name it so")
-    check_video(out, num_frames, side)
+    refuse_options(context, ["count"], "none for a film, which has as many faces as frames")
+    seconds, fps, side = (context.params[name] for name in ("seconds", "fps", "side"))
+    check_video(out, num_video_frames(2, seconds, fps), image_size, side)
     return True
 
 
@@ -257,20 +296,22 @@ def check_morph_target(out: Path, num_frames: int, side: int) -> bool:  # whethe
 @video_options
 @steps_option
 @last_option
-@click.option("--out", type=click.Path(path_type=Path), help="A .png for a row, a .webp, .gif or .mp4 for a film.  [default: morph.png in the run's folder]")
-def morph(run, first, second, count, seconds, fps, side, steps, last, out):
-    "Draw a RUN's way from picture FIRST to SECOND."
-    from facegen_keras.use.film import film_walk, num_video_frames
+@click.option("--out", type=click.Path(path_type=Path), help="A .png for a row, a .webp, .gif or .mp4 for a film.  [default: morph_FIRST_SECOND.png in the run's folder]")
+@click.pass_context
+def morph(context, run, first, second, count, seconds, fps, side, steps, last, out):
+    "Draw a RUN's way from the face in picture FIRST to that in SECOND."
     from facegen_keras.use.pictures import read_faces
-    config, target = Run(find_run(run)).config, out or default_out(run, "morph.png")
-    as_film = check_morph_target(target, num_video_frames(seconds, fps), side or config.image_size)
-    gan, found = find_latents(run, read_faces([first, second], Run(find_run(run))), steps, last)
+    folder, target = Run(find_run(run)), out or default_out(run, f"morph_{first.stem}_{second.stem}{'_last' * last}.png")
+    as_film = check_morph_target(context, target, folder.config.image_size)
+    gan, found = find_latents(run, read_faces([first, second], folder), steps, last)
     from facegen_keras.runs.start import which_generator
     from facegen_keras.runs.viz import FROM_LATENTS, to_png
+    from facegen_keras.use.film import film_walk
     from facegen_keras.use.project import morph_row
     if as_film:
-        film_walk(gan, found.latents, target, seconds, fps, side)
+        with progress_bar("making the frames") as progress:
+            film_walk(gan, found.latents, target, seconds, fps, side, progress)
     else:
         write_file(target, to_png(morph_row(gan, found, count), FROM_LATENTS))
     errors = " and ".join(f"{error:.1f}" for error in found.errors)
-    show(f"from {first.name} to {second.name}{which_generator(run, last)}, mean errors {errors} of 255: {target}")
+    show(one_line(f"from {first.name} to {second.name}{which_generator(run, last)}, mean errors {errors} of 255: {target}"))

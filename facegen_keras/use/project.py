@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NUM_SCALES', 'NUM_GUESSES', 'GLANCE', 'LATENT_RATE', 'BATCH_OF_FACES', 'GIVEN', 'scaled_errors', 'nearest_faces',
-           'Descent', 'Projection', 'pixel_errors', 'full_precision', 'project_faces', 'descend', 'write_projection',
-           'morph_row']
+           'Descent', 'Projection', 'pixel_errors', 'full_precision', 'project_faces', 'descend', 'projection_grid',
+           'write_projection', 'morph_row']
 
 # %% ../../nbs/use/project.ipynb #deedc1c5
 import dataclasses
@@ -21,7 +21,8 @@ from ..engine.backend import backend
 from ..engine.encoder import PIXEL_STD
 from ..faces import to_float
 from ..features.distances import box_mean, distance_blocks
-from ..gan import FaceGAN, generate_faces, make_network
+from ..features.features import in_batches
+from ..gan import FaceGAN, generate_faces, keeping_random, make_network
 from ..runs.folder import RunFiles
 from ..runs.viz import FROM_LATENTS, image_grid, to_png
 from .film import latent_walk
@@ -57,21 +58,21 @@ def nearest_faces(
 
 # %% ../../nbs/use/project.ipynb #53db5864
 LATENT_RATE = 0.2  # of Adam, at first; it falls to 0 along a cosine
-BATCH_OF_FACES = 8
 
 
 class Descent:
-    "Moves latents until their faces look like given ones, a batch at a time; compiled once."
+    "Moves latents until their faces look like given ones; compiled once for batches of one size."
 
     def __init__(
         self,
         generator: keras.Model,  # in float32
         config: RunConfig,  # image_size, latents, latent_dim
+        batch_size: int,  # faces at once: B
         num_steps: int,
     ):
         self.generator, self.num_steps, self.kind = generator, num_steps, config.latents
         self.pull = PIXEL_STD**2 / (3 * config.image_size**2)
-        self.numbers = keras.Variable(np.zeros((BATCH_OF_FACES, config.latent_dim), "float32"), name="numbers")
+        self.numbers = keras.Variable(np.zeros((batch_size, config.latent_dim), "float32"), name="numbers")
         rates = keras.optimizers.schedules.CosineDecay(LATENT_RATE, num_steps)
         self.optimizer = keras.optimizers.Adam(rates, beta_2=0.99)
         self.optimizer.build([self.numbers])
@@ -83,13 +84,14 @@ class Descent:
         numbers = ops.convert_to_tensor(self.numbers)
         return numbers if self.kind == "normal" else ops.erf(numbers / 2**0.5)
 
-    def loss(self, images, weights):
+    def loss(self, images, weights):  # values of the generator's variables: trainable ones, and others
         "A scalar to differentiate, and the (B,) errors."
         redrawn, _ = self.generator.stateless_call(*weights, self.latents(), training=False)
         errors = scaled_errors(images, redrawn)
         return ops.sum(errors) + self.pull * ops.sum(ops.square(self.numbers)), errors
 
     def one_step(self, images):
+        "Moves the numbers once; gives the (B,) errors before."
         weights = [[variable.value for variable in variables]  # read here: JAX takes others for constants
                    for variables in (self.generator.trainable_variables, self.generator.non_trainable_variables)]
         [errors], [[gradient]] = backend.differentiate(lambda: self.loss(images, weights), [[self.numbers]])
@@ -98,7 +100,7 @@ class Descent:
 
     def __call__(self, images, start, progress=lambda step: None):
         "(B, D) float32 latents for (B, S, S, 3) float32 images; `start` holds (B, D) numbers."
-        for variable in self.optimizer.variables:
+        for variable in self.optimizer.variables:  # its moments, and the count of its steps
             variable.assign(np.zeros(variable.shape))
         self.numbers.assign(np.asarray(start, np.float32))
         for step in range(self.num_steps):
@@ -115,7 +117,7 @@ class Projection:
     latents: np.ndarray  # (N, latent_dim) float32
     redrawn: np.ndarray  # (N, S, S, 3) uint8, from these latents
     errors: np.ndarray  # (N,) float: mean difference of a pixel, levels of 255
-    mean_errors: np.ndarray  # (N,) float: the same of the mean of generated faces
+    mean_face_errors: np.ndarray  # (N,) float: the same for the mean of generated faces
 
 
 def pixel_errors(
@@ -126,6 +128,7 @@ def pixel_errors(
     return np.abs(faces - np.asarray(others, np.float32)).mean(axis=(1, 2, 3))
 
 
+@keeping_random()
 def full_precision(gan: FaceGAN) -> keras.Model:
     "The averaged generator of a GAN, in float32: gradients of a latent are small."
     if all(layer.compute_dtype == "float32" for layer in gan.ema_generator.layers):
@@ -135,6 +138,9 @@ def full_precision(gan: FaceGAN) -> keras.Model:
     return generator
 
 # %% ../../nbs/use/project.ipynb #72664844
+BATCH_OF_FACES = 8
+
+
 def project_faces(
     gan: FaceGAN,
     faces: np.ndarray,  # (N, S, S, 3) uint8, of the size of the GAN's
@@ -153,7 +159,7 @@ def project_faces(
     made = generate_faces(generator, guesses)
     mean_face = made.mean(axis=0)
     if encoder:
-        answers = ops.convert_to_numpy(encoder(to_float(faces)))
+        answers = in_batches(lambda batch: ops.convert_to_numpy(encoder(to_float(batch))), faces, BATCH_OF_FACES)
         guesses, made = np.concatenate([guesses, answers]), np.concatenate([made, generate_faces(generator, answers)])
     start = to_normal(guesses[nearest_faces(faces, made)], gan.config.latents)
     latents = descend(generator, gan.config, faces, start, num_steps, progress)
@@ -170,16 +176,28 @@ def descend(
     progress,  # called with numbers of steps, done and in all
 ) -> np.ndarray:  # (N, D) float32: latents
     "The descent of all faces, batch by batch; the last batch is filled up."
-    descent, found = Descent(generator, config, num_steps), []
-    batches = range(0, len(faces), BATCH_OF_FACES)
+    batch_size, found = min(BATCH_OF_FACES, len(faces)), []
+    descent, batches = Descent(generator, config, batch_size, num_steps), range(0, len(faces), batch_size)
     for number, first in enumerate(batches):
-        rows = np.minimum(np.arange(first, first + BATCH_OF_FACES), len(faces) - 1)
+        rows = np.minimum(np.arange(first, first + batch_size), len(faces) - 1)
         found.append(descent(to_float(faces[rows]), start[rows],
                              lambda step: progress(number * num_steps + step, len(batches) * num_steps)))
     return np.concatenate(found)[:len(faces)]
 
 # %% ../../nbs/use/project.ipynb #bfa698f1
 GIVEN = "A picture that was given to facegen_keras, cropped."
+
+
+def projection_grid(
+    found: Projection,
+    columns: int = 8,  # at most
+) -> np.ndarray:  # (H, W, 3) uint8
+    "Rows of given faces, each above the same redrawn."
+    columns = min(columns, len(found.faces))
+    blank = np.full((-len(found.faces) % columns, *found.faces.shape[1:]), 255, np.uint8)
+    above, below = (np.concatenate([faces, blank]).reshape(-1, columns, *faces.shape[1:])
+                    for faces in (found.faces, found.redrawn))
+    return image_grid(np.stack([above, below], axis=1).reshape(-1, *found.faces.shape[1:]), columns)
 
 
 def write_projection(
@@ -189,14 +207,14 @@ def write_projection(
 ) -> None:
     "Given pictures, redrawn ones, latents and errors, as files."
     files = RunFiles(folder)
+    files.write("errors.json", [
+        {"picture": name, "error": round(float(error), 3), "mean_face": round(float(of_mean_face), 3)}
+        for name, error, of_mean_face in zip(names, found.errors, found.mean_face_errors)])
     for index, (face, redrawn) in enumerate(zip(found.faces, found.redrawn)):
         files.write(f"picture_{index:05d}.png", to_png(face, GIVEN))
         files.write(f"redrawn_{index:05d}.png", to_png(redrawn, FROM_LATENTS))
-    both = image_grid(np.concatenate([found.faces, found.redrawn]), columns=len(found.faces))
-    files.write("projected.png", to_png(both, f"Above: {GIVEN} Below: {FROM_LATENTS}"))
+    files.write("projected.png", to_png(projection_grid(found), f"Above: {GIVEN} Below: {FROM_LATENTS}"))
     write_latents(folder / "latents.npy", found.latents)
-    files.write("errors.json", [{"picture": name, "error": round(float(error), 3), "mean_face": round(float(mean_error), 3)}
-                                for name, error, mean_error in zip(names, found.errors, found.mean_errors)])
 
 # %% ../../nbs/use/project.ipynb #107e6774
 def morph_row(
