@@ -66,8 +66,8 @@ clean:
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	@touch $@
 
-.venv/docs: .venv/runtime  # with what the explorer is exported by
-	$(BIN)/pip install --quiet --editable ".[docs,export]"
+.venv/docs: .venv/runtime
+	$(BIN)/pip install --quiet --editable ".[docs]"
 	@touch $@
 
 .venv-kaggle/ready: settings.ini setup.py
