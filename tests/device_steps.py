@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 NUM_DEVICES = 2
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={NUM_DEVICES}"
@@ -20,6 +21,7 @@ if keras.backend.backend() == "tensorflow":
 
     cpu, = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, NUM_DEVICES * [tf.config.LogicalDeviceConfiguration()])
+    from facegen_keras.engine import step_tensorflow
 
 from facegen_keras.config import RunConfig
 from facegen_keras.faces import load_faces
@@ -35,18 +37,34 @@ class RecordingGAN(FaceGAN):
         if keras.backend.backend() == "tensorflow":
             rows.append(latents.shape[0])  # traced once a replica
             if self.config.precision == "float16":
-                real_images = self.too_large(real_images)
+                return self.overflow(real_images, latents, label_factor)
             tf.numpy_function(lambda array: seen.append(array.copy()), [latents], [])
         else:
             backend.engine.debug.inspect_array_sharding(real_images, callback=lambda sharding: rows.extend(
                 len(sharding.device_set) * [sharding.shard_shape(real_images.shape)[0]]))
         return super().update(real_images, latents, label_factor)
 
-    def too_large(self, images):
+    def overflow(self, real_images, latents, label_factor):
+        """The update, which in the last step does not fit into the second device's float16.
+
+        In the discriminator's, real images are too large. Where that has 32 bits, the generator's gradient is.
+        """
+        if hasattr(self.d_optimizer, "inner_optimizer"):
+            return super().update(self.too_large(real_images, self.d_optimizer), latents, label_factor)
+        make_images = step_tensorflow.make_images
+
+        def make_overflowing_images(*arguments):
+            images, to_weights = make_images(*arguments)
+            return images, lambda gradient: to_weights(self.too_large(gradient, self.g_optimizer))
+
+        with mock.patch.object(step_tensorflow, "make_images", make_overflowing_images):
+            return super().update(real_images, latents, label_factor)
+
+    def too_large(self, images, optimizer):
         """In the last step, what the second of two devices is given, or would be given, does not fit into float16."""
         size = images.shape[0]
         numbers = tf.range(size) + size * tf.distribute.get_replica_context().replica_id_in_sync_group
-        last = tf.equal(self.d_optimizer.inner_optimizer.iterations, NUM_STEPS - 1)
+        last = tf.equal(optimizer.inner_optimizer.iterations, NUM_STEPS - 1)
         late = tf.logical_and(last, numbers >= self.config.batch_size // NUM_DEVICES)
         return tf.where(late[:, None, None, None], 1e30, images)
 
