@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 import numpy as np
 
 from ..base.errors import input_error
-from .pictures import CELEBA_SIZE, SAME_PROPORTIONS, crop_box
+from .pictures import CELEBA_SIZE, crop_box, has_celebas_proportions
 
 # %% ../../nbs/data/frame.ipynb #ca886b3d
 FACE_POINTS = np.array([(69.4, 111.4), (107.9, 111.4), (87.4, 135.4), (71.4, 152.5), (105.7, 152.5)])  # on CELEBA_SIZE
@@ -27,7 +27,7 @@ def frame_points(
     "Where the five points belong; a square shows the part of CelebA's frame that training crops."
     width, height = size
     is_square = width == height
-    if not is_square and abs(width / height * CELEBA_SIZE[1] / CELEBA_SIZE[0] - 1) > SAME_PROPORTIONS:
+    if not is_square and not has_celebas_proportions(width, height):
         raise input_error("size", "178x218, another size of these proportions, or a square", f"{width}x{height}",
                           "choose such a size")
     left, top, right, bottom = crop_box("article" if is_square else "none", *CELEBA_SIZE)

@@ -25,7 +25,7 @@ from PIL import Image
 
 from ..base.errors import input_error
 from ..base.files import is_foreign
-from .pictures import CELEBA_SIZE, SAME_PROPORTIONS, UnreadableImage, read_picture
+from .pictures import CELEBA_SIZE, UnreadableImage, has_celebas_proportions, read_picture
 from .sources import CELEBA_FOLDERS
 from .tree import ALIGNED_LIST, NAME_LIST, PARTITION_LISTS, is_picture
 
@@ -174,8 +174,7 @@ def odd_proportions(
             width, height = (Image.fromarray(picture) if drawn else read_picture(picture, CELEBA_SIZE[1])).size
         except UnreadableImage:
             continue
-        fits = abs(width / height * CELEBA_SIZE[1] / CELEBA_SIZE[0] - 1) <= SAME_PROPORTIONS
-        return None if fits else f"{width} x {height} in {source.names[index]}"
+        return None if has_celebas_proportions(width, height) else f"{width} x {height} in {source.names[index]}"
 
 
 def celeba_folders(

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['CROPS', 'CELEBA_SIZE', 'ARTICLE_BOX', 'SAME_PROPORTIONS', 'FORMATS', 'SUFFIXES', 'BEGINNINGS', 'MAX_PIXELS',
            'MAX_JPEG_PIXELS', 'MIN_SIDE', 'MAX_PROPORTION', 'SMALL_PICTURE', 'SAME_LEVELS', 'PROBE', 'BAND', 'TOPS',
-           'EXIF_ORIENTATION', 'TURNS', 'PIXEL_BUDGET', 'crop_box', 'UnreadableImage', 'what_instead', 'check_size',
-           'open_picture', 'transform_to_srgb', 'to_srgb', 'grey_range', 'grey_levels', 'low_level',
-           'refuse_low_levels', 'to_rgb', 'on_white', 'upright', 'Budget', 'reserve', 'read_picture', 'decode_face']
+           'EXIF_ORIENTATION', 'TURNS', 'PIXEL_BUDGET', 'has_celebas_proportions', 'crop_box', 'UnreadableImage',
+           'what_instead', 'check_size', 'open_picture', 'transform_to_srgb', 'to_srgb', 'grey_range', 'grey_levels',
+           'low_level', 'refuse_low_levels', 'to_rgb', 'on_white', 'upright', 'Budget', 'reserve', 'read_picture',
+           'cut_square', 'decode_face']
 
 # %% ../../nbs/data/pictures.ipynb #1c9da3c5
 import contextlib
@@ -27,6 +28,11 @@ CROPS = ("auto", "article", "square", "none")
 CELEBA_SIZE = (178, 218)  # width and height of an aligned CelebA picture
 ARTICLE_BOX = (5, 28, 173, 196)  # left, top, right, bottom on such a picture: inferred, not published
 SAME_PROPORTIONS = 0.02  # how far width / height may be from CelebA's
+
+
+def has_celebas_proportions(width: float, height: float) -> bool:  # of a picture, pixels
+    "Whether a picture may be one of CelebA's, perhaps at another size."
+    return abs(width / height * CELEBA_SIZE[1] / CELEBA_SIZE[0] - 1) <= SAME_PROPORTIONS
 
 
 def crop_box(
@@ -330,12 +336,20 @@ def read_picture(
         raise UnreadableImage(f"damaged or cut off: {reason}") from None
 
 # %% ../../nbs/data/pictures.ipynb #80b5ca44
+def cut_square(
+    picture: Image.Image,  # mode RGB
+    image_size: int,  # side of the face, pixels
+    crop: str,  # "article", "square" or "none"
+) -> np.ndarray:  # (image_size, image_size, 3) uint8, RGB
+    "The cropped part of a picture, at its new size."
+    box = crop_box(crop, *picture.size)
+    return np.array(picture.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
+
+
 def decode_face(
     data: bytes,  # a whole file: JPEG, PNG, WebP, BMP, GIF, TIFF or PPM
     image_size: int,  # side of the face, pixels
     crop: str,  # "article", "square" or "none"
 ) -> np.ndarray:  # (image_size, image_size, 3) uint8, RGB
     "The face in a file's bytes; depends on nothing but its arguments."
-    picture = read_picture(data, 2 * image_size)
-    box = crop_box(crop, *picture.size)
-    return np.array(picture.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
+    return cut_square(read_picture(data, 2 * image_size), image_size, crop)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..base.errors import input_error
 from ..data.patience import read_bytes, read_patiently
-from ..data.pictures import CELEBA_SIZE, SAME_PROPORTIONS, UnreadableImage, decode_face, read_picture
+from ..data.pictures import UnreadableImage, cut_square, has_celebas_proportions, read_picture
 from ..data.sources import check_length, file_status, why_not
 from ..runs.folder import Run
 
@@ -27,8 +27,7 @@ def crop_of_picture(
     crop = (run.read("environment.json") or {}).get("crop") or run.config.crop
     if crop in ("square", "none"):
         return crop
-    like_celeba = abs(width / height * CELEBA_SIZE[1] / CELEBA_SIZE[0] - 1) <= SAME_PROPORTIONS
-    return "article" if like_celeba else "square"
+    return "article" if has_celebas_proportions(width, height) else "square"
 
 # %% ../../nbs/use/pictures.ipynb #62bfe5f3
 def read_face(
@@ -43,7 +42,8 @@ def read_face(
         length = file_status(path).st_size
         check_length(length)
         data = read_patiently(path, lambda: read_bytes(path, length + 1))
-        return decode_face(data, image_size, crop_of_picture(run, *read_picture(data, 2 * image_size).size))
+        picture = read_picture(data, 2 * image_size)
+        return cut_square(picture, image_size, crop_of_picture(run, *picture.size))
     except (UnreadableImage, OSError) as error:
         reason = why_not(path, error) if isinstance(error, OSError) else str(error)
         raise input_error(str(path), "a picture that can be read", reason, "give another") from error
