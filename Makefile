@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN ?= .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo check test test-kaggle readme docs explorer hooks clean
+.PHONY: demo check test test-kaggle readme docs hooks clean
 
 demo: .venv/runtime  ## train a small GAN on drawn faces, in minutes
 	$(BIN)/facegen train --preset demo
@@ -38,13 +38,10 @@ README.md README.zh-CN.md:
 	  sed -E 's#\]\(index(\.zh-CN)?\.ipynb\)#](README\1.md)#g; s#\]\(([^):]*\.(ipynb|png))\)#](nbs/\1)#g' $@.md.part > $@.part && mv $@.part $@ || { \
 	  echo "$@: left as it was" >&2; exit 2; }
 
-docs: explorer  ## the notebooks as a site, in build/docs/html
+docs: .venv/docs  ## the notebooks as a site, in build/docs/html
+	@rm -rf build/docs
 	$(BIN)/python -m sphinx -M html nbs build/docs -c docs -W -q
 	@echo "the site begins with build/docs/html/index.html"
-
-explorer: .venv/docs  # of the drawn faces, for the site; nothing, where the package has no generator of them
-	@rm -rf build/docs; \
-	if [ -e facegen_keras/shipped/drawn/config.json ]; then $(BIN)/facegen explore drawn --out build/docs/extra/explore; fi
 
 hooks: .venv/dev  ## git hooks that merge notebooks cell by cell
 	$(BIN)/nbdev_install_hooks

@@ -65,25 +65,12 @@ def make(folder, target):
 
 
 def copy(folder):
-    "What `make docs` reads; `facegen` is a pretended one that writes its arguments."
+    "What `make docs` reads."
     for name in ("nbs", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for name in ("settings.ini", "Makefile"):
         shutil.copy(ROOT / name, folder)
     program(folder / "bin/python", f'exec "{sys.executable}" "$@"')
-    program(folder / "bin/facegen", 'mkdir -p "$4"; echo "$@" > "$4/index.html"')
-
-
-def ship(folder, name):
-    (folder / "facegen_keras/shipped" / name).mkdir(parents=True)
-    (folder / "facegen_keras/shipped" / name / "config.json").touch()
-
-
-def test_only_drawn_faces_are_explored(tmp_path):
-    copy(tmp_path)
-    ship(tmp_path, "celeba")
-    (tmp_path / "build/docs/html").mkdir(parents=True)
-    assert make(tmp_path, "explorer").returncode == 0 and not (tmp_path / "build/docs").exists()
 
 
 class Page(HTMLParser):
@@ -127,13 +114,12 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    "Built by `make docs`, as if drawn faces were shipped."
+    "Built by `make docs`."
     if "CI" not in os.environ:
         for name in ("sphinx", "myst_nb", "furo"):
             pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[docs]'")
     folder = tmp_path_factory.mktemp("docs")
     copy(folder)
-    ship(folder, "drawn")
     done = make(folder, "docs")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning" not in done.stderr.lower()
@@ -143,7 +129,7 @@ def site(tmp_path_factory):
 @pytest.fixture(scope="module")
 def built(site):
     built = {path.relative_to(site).with_suffix("").as_posix(): Page(path) for path in sorted(site.rglob("*.html"))
-             if "explore" not in path.relative_to(site).parts and "_static" not in path.parts}
+             if "_static" not in path.parts}
     assert built.keys() == {*NBS, "records/trials", "search"}
     return built
 
@@ -199,9 +185,3 @@ def test_a_page_needs_no_other_host_and_is_found_by_the_search(site, built):
     assert [link for page in built.values() for link in page.fetched if urlsplit(link).netloc] == []
     index = (site / "searchindex.js").read_text(encoding="utf-8")
     assert set(ast.literal_eval(re.search(r'"?docnames"?:\s*(\[.*?\])', index)[1])) == {*NBS, "records/trials"}
-
-
-@pytest.mark.slow
-def test_the_explorer_of_the_drawn_faces_lies_in_the_site(site, built):
-    assert (site / "explore/index.html").read_text() == "explore drawn --out build/docs/extra/explore\n"
-    assert all(sum("explore/index.html" in link for link in built[name].links) == (2 if name.startswith("index") else 1) for name in NBS)
