@@ -69,6 +69,9 @@ class Recipe(Settings):
     augment: float | None = setting(
         0.0, "probability that each kind of change (colour, shift, cut-out) is applied to a picture before the "
         "discriminator sees it; none: the fewer pictures, the more", optional_share, "P")
+    matching: float = setting(
+        0.0, "in a game after redrawing, the weight of the difference between faces and real ones that they are drawn "
+        "from, in the discriminator's maps, see engine/matching", number_from(0, 1e3), "P")
 
     def __post_init__(self):
         super().__post_init__()
@@ -138,6 +141,11 @@ class RunConfig(Recipe):
             values, dict) else values
         return super().from_dict(left)
 
+    @property
+    def matches(self) -> bool:
+        "Whether its game has an encoder to draw real faces again by, and holds these to the real ones."
+        return bool(self.matching and self.redraw_epochs)
+
     def loss_at(self, epoch: int) -> str:
         "The loss of a step in this epoch, counted from 0: redraw, then that of the game."
         return "redraw" if epoch < self.redraw_epochs else self.loss
@@ -151,8 +159,8 @@ class RunConfig(Recipe):
 
 # %% ../nbs/01_config.ipynb #1654a60c
 MODERN = dict(networks="residual", latents="normal", latent_dim=128, width=32, loss="relativistic",
-              gamma=(1.0, 1.0), blur=(0.7, 0.3), d_learning_rate=2e-4, g_learning_rate=5e-5, final_rate=0.2, beta_1=0.0,
-              beta_2=(0.99, 0.99), augment=None, input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
+              gamma=(1.0, 1.0), blur=(0.5, 0.3), d_learning_rate=1e-4, g_learning_rate=1e-4, final_rate=0.2, beta_1=0.0,
+              beta_2=(0.99, 0.99), augment=None, matching=1.0, input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
     "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=7,

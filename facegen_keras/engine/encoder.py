@@ -135,6 +135,8 @@ def begin_game(
     for layer in gan.discriminator.layers:
         if layer.weights and layer.name != "logit":
             layer.set_weights(redrawn.encoder.get_layer(layer.name).get_weights())
+    if gan.frozen_encoder:
+        gan.frozen_encoder.set_weights(latents_encoder(redrawn.encoder, redrawn.ema_generator).get_weights())
     gan.seed_generator.state.assign(redrawn.seed_generator.state)
 
 # %% ../../nbs/engine/encoder.ipynb #e5c0d002

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['engine', 'LOST', 'NETWORK', 'num_replicas', 'values', 'assign', 'make_images', 'adversarial_update', 'apply',
-           'relativistic_update', 'differentiate', 'move_towards', 'train_step', 'as_data', 'as_pure', 'compiled',
-           'own_rows', 'process', 'agree', 'has_lost_another', 'over_devices', 'accelerator_precision', 'speed_up',
-           'speed_up_adam', 'most_held']
+           'relativistic_update', 'matching_gradient', 'differentiate', 'move_towards', 'train_step', 'as_data',
+           'as_pure', 'compiled', 'own_rows', 'process', 'agree', 'has_lost_another', 'over_devices',
+           'accelerator_precision', 'speed_up', 'speed_up_adam', 'most_held']
 
 # %% ../../nbs/engine/step_jax.ipynb #6a200df8
 import contextlib
@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from ..base.errors import InputError, input_error, is_out_of_memory
 from .augment import changes_of_both
+from .matching import map_network, matching_loss, paired
 from ..losses import (
     FAKE, PENALTY_SHARE, REAL, accuracy, discriminator_loss, generator_loss, gradient_penalty,
     pair_accuracy, relativistic_loss, turned_round)
@@ -113,6 +114,7 @@ def relativistic_update(
     gamma,  # scalar float32: the weight of the gradient penalty
     changes=None,  # (2 B, 8) float32, of `draw_changes`, real images first; None: both stay as they are
     blur=None,  # scalar float32: std of the Gaussian, pixels; None: both stay sharp
+    matching=None,  # weight of `matching_loss` of every second pair, whose latents are its real picture's; None: none
 ):  # four scalars float32: d_loss (without the penalty), g_loss, accuracy on pairs, penalty (R1 + R2)
     "Both networks' updates, from one pass through the discriminator."
     change_reals, change_fakes = changes_of_both(changes, blur)
@@ -137,8 +139,27 @@ def relativistic_update(
     g_loss = relativistic_loss(fake_logits, real_logits)
     factors = turned_round(real_logits, fake_logits) * g_optimizer.scale_loss(1.0) / d_optimizer.scale_loss(1.0)
     pixel_gradient = factors[:, :, None, None] * pixel_gradient
+    if matching is not None:
+        weight = g_optimizer.scale_loss(matching)
+        pixel_gradient += weight * matching_gradient(discriminator, change_reals(real_images), fake_images, change_fakes)
     apply(g_optimizer, to_weights(pixel_gradient), generator.trainable_variables)
     return d_loss, g_loss, pair_accuracy(real_logits, fake_logits), penalty
+
+# %% ../../nbs/engine/step_jax.ipynb #c1b61ee5
+def matching_gradient(
+    discriminator: keras.Model,
+    seen_reals,  # (B, S, S, 3) float32: real pictures as the discriminator sees them
+    fake_images,  # (B, S, S, 3) float32, those at odd places from latents of the real ones
+    change_fakes,  # from generated pictures to what the discriminator sees of them
+):  # (B, S, S, 3) float32
+    "The gradient of `matching_loss` by the generated pictures."
+    network = map_network(discriminator)
+
+    def maps(images):
+        return network.stateless_call(values(network.trainable_variables), [], paired(images), training=True)[0]
+
+    real_maps = maps(seen_reals)
+    return jax.grad(lambda images: matching_loss(real_maps, maps(change_fakes(images))))(fake_images)
 
 # %% ../../nbs/engine/step_jax.ipynb #a915ce7f
 def differentiate(

@@ -36,6 +36,7 @@ def state_variables(
     parts = {"generator": gan.generator.variables, gan.loss_row.second: gan.second.variables,
              "ema_generator": gan.ema_generator.variables,
              "g_optimizer": adams[0].variables, "d_optimizer": adams[1].variables, "loss_scale": scales,
+             "frozen_encoder": gan.frozen_encoder.variables if gan.frozen_encoder else [],
              "random": [gan.seed_generator.state],
              "metrics": [variable for tracker in gan.trackers for variable in tracker.variables]}
     return {f"{part}/{place:03d}/{variable.name}": variable
