@@ -28,9 +28,8 @@ class Recipe(Settings):
     networks: str = setting(
         "dcgan", "dcgan: the article's; residual: without batch norm, see 08_modern",
         one_of("dcgan", "residual"), "A, P")
-    latents: str = setting(
-        "uniform", "what latent vectors are drawn from: uniform in [-1, 1], or standard normal",
-        one_of("uniform", "normal"), "A, P")
+    latents: str = setting("uniform", "how latent vectors are drawn: uniform in [-1, 1], or standard normal",
+                           one_of("uniform", "normal"), "A, P")
     latent_dim: int = setting(100, "length of the latent vector", whole_number(1), "A")
     width: int = setting(64, "channels of the largest maps; smaller maps have more", whole_number(1), "N")
     loss: str = setting(
@@ -38,8 +37,7 @@ class Recipe(Settings):
         Rule("one of " + ", ".join(games()), lambda value: type(value) is str and value in games()), "A, P")
     redraw_epochs: int = setting(
         0, "epochs of redrawing before the game, see 08_modern; 0: the game from the start", whole_number(0), "P")
-    redraw_rate: float = setting(5e-4, "Adam's step size of both networks while redrawing, at the start",
-                                 between(0, 1), "P")
+    redraw_rate: float = setting(5e-4, "Adam's step size while redrawing, both networks", between(0, 1), "P")
     gamma: tuple = setting(
         (0.0, 0.0), "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",
         first_and_last(1e6), "P")
@@ -70,8 +68,7 @@ class Recipe(Settings):
         0.0, "probability that each kind of change (colour, shift, cut-out) is applied to a picture before the "
         "discriminator sees it; none: the fewer pictures, the more", optional_share, "P")
     matching: float = setting(
-        0.0, "in a game after redrawing, the weight of the difference between faces and real ones that they are drawn "
-        "from, in the discriminator's maps, see engine/matching", number_from(0, 1e3), "P")
+        0.0, "weight of engine/matching's loss, in a game that follows redrawing", number_from(0, 1e3), "P")
 
     def __post_init__(self):
         super().__post_init__()
@@ -141,10 +138,7 @@ class RunConfig(Recipe):
             values, dict) else values
         return super().from_dict(left)
 
-    @property
-    def matches(self) -> bool:
-        "Whether its game has an encoder to draw real faces again by, and holds these to the real ones."
-        return bool(self.matching and self.redraw_epochs)
+    matches = property(lambda self: bool(self.matching and self.redraw_epochs))  # whether its game has that loss
 
     def loss_at(self, epoch: int) -> str:
         "The loss of a step in this epoch, counted from 0: redraw, then that of the game."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'fixed_latents', 'generate_faces', 'make_network', 'keeping_random', 'make_networks', 'make_frozen_encoder',
-           'float_images', 'draw_latents', 'with_input_noise', 'draw_pair_changes', 'update_networks', 'second_network',
-           'redrawing', 'step_noise', 'use_its_generator', 'FaceGAN']
+           'float_images', 'draw_latents', 'step_latents', 'with_input_noise', 'draw_pair_changes', 'update_networks',
+           'second_network', 'redrawing', 'step_noise', 'use_its_generator', 'FaceGAN']
 
 # %% ../nbs/06_gan.ipynb #2aae2310
 import contextlib
@@ -141,6 +141,17 @@ def draw_latents(
     return draw((count, config.latent_dim), *((0.0, 1.0) if normal else (-1.0, 1.0)), "float32", seed_generator)
 
 
+def step_latents(
+    gan: "FaceGAN",
+    images,  # (B, S, S, 3) float32 in [-1, 1]
+):  # (B, latent_dim) float32
+    "Random ones; at odd places those of the real pictures, if the game holds faces to these."
+    latents = draw_latents(ops.shape(images)[0], gan.config, gan.seed_generator)
+    if gan.frozen_encoder is None:
+        return latents
+    return at_odd_places(latents, gan.frozen_encoder(paired(images), training=False))
+
+
 def with_input_noise(
     images,  # (B, S, S, 3) float32
     noise_std,  # scalar
@@ -259,9 +270,7 @@ class FaceGAN(keras.Model):
     def step(self, data):
         "One step on (B, S, S, 3) images, uint8 or float32 in [-1, 1]; gives what is logged."
         images, (noise_std, label_factor) = float_images(data), self.draw_noise()
-        latents = draw_latents(ops.shape(images)[0], self.config, self.seed_generator)
-        if self.frozen_encoder:  # every second face is to look like the real one
-            latents = at_odd_places(latents, self.frozen_encoder(paired(images), training=False))
+        latents = step_latents(self, images)
         images = with_input_noise(images, noise_std, self.config, self.seed_generator)
         for tracker, value in zip(self.trackers, self.update(images, latents, label_factor)):
             tracker.update_state(value, sample_weight=1 / backend.num_replicas())
