@@ -11,7 +11,7 @@ from facegen_keras.gan import FaceGAN
 from facegen_keras.runs import shipped
 from facegen_keras.runs.folder import Run
 from facegen_keras.runs.shipped import find_run, ship_generator, shipped_names
-from facegen_keras.runs.start import begin_with_another, load_gan
+from facegen_keras.runs.start import begin_with_another, load_encoder, load_gan
 
 NAMES = shipped_names()  # before any test puts others in their place
 
@@ -23,7 +23,7 @@ def tiny(tmp_path, monkeypatch):
                               out=str(tmp_path / "run"), precision="float32")
     gan = FaceGAN.from_run_config(config)
     monkeypatch.setattr(shipped, "SHIPPED", tmp_path / "shipped")
-    ship_generator(gan, tmp_path / "shipped" / "tiny")
+    ship_generator(gan, tmp_path / "shipped" / "tiny", gan.frozen_encoder)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return gan
@@ -37,7 +37,16 @@ def test_faces_by_name(tiny, tmp_path):
         main(["sample", "tiny", "--count", "4"])
     assert not ended.value.code
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["tiny_seed_0.png"]
-    assert sorted(path.name for path in (tmp_path / "shipped/tiny").iterdir()) == ["config.json", "generator.keras"]
+    assert sorted(path.name for path in (tmp_path / "shipped/tiny").iterdir()) == [
+        "config.json", "encoder.keras", "generator.keras"]
+
+
+def test_an_encoder_by_name(tiny, tmp_path):
+    pictures = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype("float32")
+    ours, theirs = (np.asarray(network(pictures)) for network in (load_encoder("tiny"), tiny.frozen_encoder))
+    np.testing.assert_allclose(ours, theirs, atol=0.01 * np.abs(theirs).max())
+    ship_generator(tiny, tmp_path / "shipped" / "without")
+    assert load_encoder("without") is None
 
 
 def test_a_run_of_that_name_goes_first(tiny, tmp_path):
@@ -67,6 +76,7 @@ def test_a_name_that_is_none(tiny, capsys):
 def test_each_that_comes_with_the_package(name):
     gan, folder = load_gan(shipped.SHIPPED / name), shipped.SHIPPED / name
     assert gan.config.image_size == 64 and gan.generate(4).std() > 20
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 4e6
+    assert (folder / "generator.keras").stat().st_size < (2e6 if name == "drawn" else 4e6)
+    assert load_encoder(shipped.SHIPPED / name) is not None
     assert (folder / "README.md").read_text().startswith("# ")
     assert "/" not in Run(folder).config.data

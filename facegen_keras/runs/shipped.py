@@ -83,18 +83,18 @@ def generator_settings(
 def ship_generator(
     gan,  # a trained `FaceGAN`
     directory: Path,  # of the shipped generator; its name is the generator's
+    encoder=None,  # of `load_encoder`, which gives the latents of pictures; None: none is shipped
 ) -> None:
-    "Writes `config.json` and `generator.keras` with float16 weights."
+    "Writes `config.json`, and `generator.keras` and `encoder.keras` with float16 weights."
     import keras  # here: a name is looked up without the networks
-
-    from facegen_keras.gan import make_network
 
     directory.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(gan.config, data=Path(gan.config.data).name, out=directory.name, start=None)
-    generator = make_network("generator", gan.config, gan.config.loss)
-    half = keras.models.clone_model(generator, clone_function=lambda layer: type(layer).from_config(
-        layer.get_config() | {"dtype": "float16"}))
-    half.set_weights(gan.ema_generator.get_weights())
     run = Run(directory)
     run.write("config.json", config.to_json().encode())
-    write_network(run, half, "generator.keras")
+    for name, network in {"generator.keras": gan.ema_generator, "encoder.keras": encoder}.items():
+        if network:
+            half = keras.models.clone_model(network, clone_function=lambda layer: type(layer).from_config(
+                layer.get_config() | {"dtype": "float16"}))
+            half.set_weights(network.get_weights())
+            write_network(run, half, name)
