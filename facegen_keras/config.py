@@ -154,14 +154,14 @@ class RunConfig(Recipe):
 # %% ../nbs/01_config.ipynb #1654a60c
 MODERN = dict(networks="residual", latents="normal", latent_dim=128, width=32, loss="relativistic",
               gamma=(1.0, 1.0), blur=(0.5, 0.3), d_learning_rate=1e-4, g_learning_rate=1e-4, final_rate=0.2, beta_1=0.0,
-              beta_2=(0.99, 0.99), augment=None, matching=10.0, input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
+              beta_2=(0.99, 0.99), augment=None, matching=100.0, input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
     "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=7,
                  d_learning_rate=2e-4, g_learning_rate=4e-4, precision="float32"),
     "modern": MODERN | dict(out="runs/modern", limit=100_000, epochs=60, redraw_epochs=2),
-    "small": MODERN | dict(out="runs/small", limit=9_000, epochs=15, redraw_epochs=10, image_size=64, batch_size=16,
-                           ema_images=10_000, schedule_images=45_000),
+    "small": MODERN | dict(out="runs/small", limit=9_000, epochs=16, redraw_epochs=13, image_size=64, batch_size=16,
+                           ema_images=5_000, schedule_images=27_000),
 }
 
 # %% ../nbs/01_config.ipynb #f2ab766c
