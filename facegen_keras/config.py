@@ -159,7 +159,7 @@ PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
     "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=7,
                  d_learning_rate=2e-4, g_learning_rate=4e-4, precision="float32"),
-    "modern": MODERN | dict(out="runs/modern", limit=100_000, epochs=60, redraw_epochs=2),
+    "modern": MODERN | dict(out="runs/modern", limit=100_000, epochs=60, redraw_epochs=5),
     "small": MODERN | dict(out="runs/small", limit=9_000, epochs=16, redraw_epochs=13, image_size=64, batch_size=16,
                            ema_images=5_000, schedule_images=27_000),
 }
