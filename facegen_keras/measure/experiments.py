@@ -36,11 +36,11 @@ ARMS = {  # name -> preset, changed settings, the epochs after which faces are g
     "article": dict(preset="article", width=16, epochs=(1, 3, 6, 9, 23)),
     "article faster": dict(preset="article", width=16, batch_size=32, d_learning_rate=2e-4, g_learning_rate=4e-4,
                            epochs=(1, 3, 6, 9, 23)),
-    "small": dict(preset="small", redraw_epochs=11, epochs=(12, 14, 16)),
+    "small": dict(preset="small", redraw_epochs=14, epochs=(15, 16, 17)),
 }
 DRAWN = {  # on 30,000 drawn faces
     "article": dict(preset="article", width=16, epochs=(1, 2, 4, 6, 9, 12, 15, 18)),
-    "small": dict(preset="small", redraw_epochs=5, schedule_images=180_000, epochs=(6, 8, 11)),
+    "small": dict(preset="small", redraw_epochs=3, schedule_images=180_000, epochs=(4, 6, 9)),
 }
 
 
