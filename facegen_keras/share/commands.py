@@ -12,11 +12,13 @@ from pathlib import Path
 import click
 
 from ..base.errors import input_error
+from ..base.files import is_leftover
 from ..base.output import progress_bar, show
 from ..engine.starting import start_keras
 from ..runs.folder import Run
 from ..runs.shipped import find_run
 from .formats import EXPORT_FORMATS, check_format
+from .runtime import SITE_FILES, find_runtime
 from .terms import TERMS, find_terms
 from ..use.commands import default_out, last_option
 
@@ -26,7 +28,6 @@ def check_folder_target(
     own: set[str],  # names that the command writes
 ) -> None:
     "Refuses a folder that cannot be made or holds other things."
-    from facegen_keras.base.files import is_leftover
     if folder.exists() and not folder.is_dir():
         raise input_error("--out", "the name of a folder", f"{folder}, which is a file", "choose another --out")
     strange = sorted(path.name for path in folder.iterdir() if path.name not in own and not is_leftover(path.name)) if folder.is_dir() else []
@@ -80,12 +81,14 @@ def explore(run, real, runtime, last, out):
     config = Run(find_run(run)).config
     check_format("onnx", "explore")
     folder = out or default_out(run, "explorer")
+    check_folder_target(folder, SITE_FILES)
+    from facegen_keras.share.quiz import real_faces_for
+    files = find_runtime(runtime) if runtime else None
+    faces = real_faces_for(run, real)
     start_keras()
     from facegen_keras.runs.start import load_gan, which_generator
-    from facegen_keras.share.explorer import SITE_FILES, build_site, find_runtime, real_faces_for
-    check_folder_target(folder, SITE_FILES)
-    files = find_runtime(runtime) if runtime else None
-    faces, gan = real_faces_for(run, real), load_gan(run, last)
+    from facegen_keras.share.explorer import build_site
+    gan = load_gan(run, last)
     folder.mkdir(parents=True, exist_ok=True)
     site = build_site(run, gan, folder, faces, files, functools.partial(trained_reader, config.image_size))
     show(f"{site.num_bytes / 1e6:.1f} MB beside the runtime{which_generator(run, last)}: {folder}")

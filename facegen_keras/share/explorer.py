@@ -54,8 +54,9 @@ def shared_numbers(
     count: int = NUM_FACES,
     seed: int = 0,
 ) -> np.ndarray:  # (count, D) float64
-    "Standard normal numbers as a JSON file can hold them."
-    return np.random.default_rng(seed).normal(size=(count, latent_dim)).round(DIGITS)
+    "Standard normal numbers as a JSON file can hold them, the shortest row first."
+    numbers = np.random.default_rng(seed).normal(size=(count, latent_dim)).round(DIGITS)
+    return numbers[np.linalg.norm(numbers, axis=1).argsort()]
 
 
 def ends_of(

@@ -3,7 +3,7 @@
 
 const TEXT = {
   en: {
-    title: "Real or generated?", lead: "These people do not exist. A neural network draws them, here in your browser.",
+    title: "Real or generated?", title_plain: "Faces that do not exist", lead: "These people do not exist. A neural network draws them, here in your browser.",
     nobody: "This person does not exist.", who: "Real or generated?", canvas: "A generated face", canvas_quiz: "The picture to judge",
     save: "Save as PNG", tabs: "What to do", tab_sliders: "Sliders", tab_morph: "Morph", tab_quiz: "Quiz",
     sliders_about: "Each slider moves the face in a direction that changes it much. The small faces show where it leads.",
@@ -28,7 +28,7 @@ const TEXT = {
     card: "What the network learned from",
   },
   zh: {
-    title: "真的，还是生成的？", lead: "这些人都不存在。是神经网络在你的浏览器里画出了他们。",
+    title: "真的，还是生成的？", title_plain: "不存在的脸", lead: "这些人都不存在。是神经网络在你的浏览器里画出了他们。",
     nobody: "这个人不存在。", who: "真的，还是生成的？", canvas: "一张生成的脸", canvas_quiz: "请判断这张图片",
     save: "保存为 PNG", tabs: "选择玩法", tab_sliders: "滑块", tab_morph: "变脸", tab_quiz: "小测验",
     sliders_about: "每个滑块都让脸沿着一个变化明显的方向移动，两端的小图是它通向的样子。",
@@ -66,12 +66,12 @@ const stored = {get: () => { try { return localStorage.getItem("language"); } ca
 function speak(now) {
   language = now;
   document.documentElement.lang = now === "zh" ? "zh-CN" : "en";
-  document.title = say("title");
   $("language").textContent = now === "zh" ? "English" : "中文";
   $("language").lang = now === "zh" ? "en" : "zh-CN";
   for (const element of document.querySelectorAll("[data-text]")) element.textContent = say(element.dataset.text);
   for (const element of document.querySelectorAll("[data-label]")) element.setAttribute("aria-label", say(element.dataset.label));
   if (!site) return;
+  document.title = document.querySelector("h1").textContent = say(site.real ? "title" : "title_plain");
   $("terms").textContent = now === "zh" ? site.terms.chinese : site.terms.english;
   for (const [number, row] of [...document.querySelectorAll(".row")].entries()) {
     const direction = site.directions[number], named = now === "zh" ? direction.chinese : direction.english;
@@ -83,11 +83,11 @@ function speak(now) {
   if (site.real) $("quiz-real").textContent = say(`quiz_${site.real.kind}`);
   $("tells").replaceChildren(...say(`tells_${site.kind}`).map(text => Object.assign(document.createElement("li"), {textContent: text})));
   $("film").textContent = say(playing ? "film_stop" : "film_play");
-  title();
+  ask();
   if (quiz) tell();
 }
 
-function title() {  // of the stage
+function ask() {  // below the stage
   const judging = document.body.classList.contains("quiz");
   $("caption").textContent = say(judging ? "who" : "nobody");
   canvas.setAttribute("aria-label", say(judging ? "canvas_quiz" : "canvas"));
@@ -211,9 +211,9 @@ function openTab(tab) {
   stopFilm();
   document.body.classList.toggle("quiz", judging);
   $("save").hidden = judging;
-  title();
-  if (judging) drawQuiz();
-  else if (session && shown) show(shown());
+  ask();
+  drawQuiz(judging);
+  if (!judging && session && shown) show(shown());
 }
 
 function moveTab(event) {
@@ -288,6 +288,7 @@ async function realFace(number) {  // ImageData
 }
 
 async function beginQuiz() {
+  $("begin").disabled = $("again").disabled = true;
   const pool = shuffled([...Array(site.real.count).keys()]);
   let numReal = 3 + Math.floor(Math.random() * (ROUNDS - 5));  // 3 to 7
   numReal = Math.min(numReal, pool.length);
@@ -295,15 +296,18 @@ async function beginQuiz() {
   const pictures = [];
   for (const isReal of kinds) pictures.push({isReal, face: isReal ? await realFace(pool.pop()) : await makeFace(drawNumbers())});
   quiz = {pictures, now: 0, right: 0};
+  $("again").disabled = false;
   drawQuiz();
   tell();
   $("real").focus();
 }
 
-function drawQuiz() {
-  paper.clearRect(0, 0, canvas.width, canvas.height);
-  $("stage").hidden = !quiz || quiz.now >= ROUNDS;
-  if (quiz && quiz.now < ROUNDS) paper.putImageData(quiz.pictures[quiz.now].face, 0, 0);
+function drawQuiz(judging = true) {
+  const inRound = judging && quiz && quiz.now < ROUNDS;
+  $("stage").hidden = judging && !inRound;
+  document.body.classList.toggle("bare", $("stage").hidden);
+  if (judging) paper.clearRect(0, 0, canvas.width, canvas.height);
+  if (inRound) paper.putImageData(quiz.pictures[quiz.now].face, 0, 0);
 }
 
 function answer(saidReal) {
