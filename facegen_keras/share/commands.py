@@ -17,7 +17,7 @@ from ..base.output import progress_bar, show
 from ..engine.starting import start_keras
 from ..runs.folder import Run
 from ..runs.shipped import find_run
-from .formats import EXPORT_FORMATS, check_format
+from .formats import EXPORT_FORMATS, check_backend, check_format
 from .runtime import SITE_FILES, find_runtime
 from .terms import TERMS, find_terms
 from ..use.commands import default_out, last_option
@@ -51,6 +51,7 @@ def export(run, name, last, out):
     folder = out or default_out(run, "exported")
     check_folder_target(folder, EXPORTED)
     start_keras()
+    check_backend()
     from facegen_keras.runs.start import load_gan, which_generator
     from facegen_keras.share.card import write_card
     from facegen_keras.share.export import export_generator
@@ -86,6 +87,7 @@ def explore(run, real, runtime, last, out):
     files = find_runtime(runtime) if runtime else None
     faces = real_faces_for(run, real)
     start_keras()
+    check_backend()
     from facegen_keras.runs.start import load_gan, which_generator
     from facegen_keras.share.explorer import build_site
     gan = load_gan(run, last)

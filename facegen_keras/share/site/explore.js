@@ -105,7 +105,7 @@ function normal() {
   const radius = Math.sqrt(-2 * Math.log(1 - Math.random()));
   return radius * Math.cos(2 * Math.PI * Math.random());
 }
-const drawNumbers = () => Array.from({length: site.latent_dim}, normal);
+const drawNumbers = (size = 1) => Array.from({length: site.latent_dim}, () => size * normal());
 
 function erf(x) {  // Abramowitz and Stegun 7.1.26: no more than 1.5e-7 off
   const t = 1 / (1 + 0.3275911 * Math.abs(x));
@@ -230,7 +230,7 @@ function moveTab(event) {
 function pick(number) {
   stopFilm();
   picks = picks.includes(number) ? picks.filter(each => each !== number) : [...picks, number];
-  $("way").value = picks.length > 1 ? $("way").value : 0;
+  $("way").value = picks.length > 1 && picks[1] === number ? 100 : 0;  // where the face that is shown stands
   shown = () => site.faces[number];
   show(site.faces[number]);
   showPicks();
@@ -412,7 +412,7 @@ function listen() {
   $("language").addEventListener("click", () => { speak(language === "en" ? "zh" : "en"); stored.set(language); });
   for (const tab of $("tabs").children) tab.addEventListener("click", () => openTab(tab));
   $("tabs").addEventListener("keydown", moveTab);
-  $("another").addEventListener("click", () => { base = drawNumbers(); resetSliders(); });
+  $("another").addEventListener("click", () => { base = drawNumbers(site.truncation); resetSliders(); });
   $("reset").addEventListener("click", resetSliders);
   $("save").addEventListener("click", save);
   $("way").addEventListener("input", showWay);
