@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-WINGS = ("base", "data", "engine", "features", "runs", "measure", "use", "kaggle")  # each imports from those before it
+WINGS = ("base", "data", "engine", "features", "runs", "measure", "use", "share", "kaggle")  # each imports from those before it
 
 
 def source(cell):
