@@ -155,7 +155,7 @@ def read_directions(
         found = []
     if not found or any(row.vector.shape != (latent_dim,) or not np.isfinite(row.vector).all() for row in found):
         raise input_error(str(folder / DIRECTIONS_FILE), f"directions of {latent_dim} numbers each", "other ones, or a damaged file",
-                          "delete it: then they are found anew")
+                          "to have them found anew, delete it")
     return found
 
 # %% ../../nbs/share/directions.ipynb #b5bc435c
