@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN ?= .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo check test test-kaggle readme docs hooks clean
+.PHONY: demo check test test-kaggle readme docs explorer hooks clean
 
 demo: .venv/runtime  ## train a small GAN on drawn faces, in minutes
 	$(BIN)/facegen train --preset demo
@@ -38,10 +38,20 @@ README.md README.zh-CN.md:
 	  sed -E 's#\]\(index(\.zh-CN)?\.ipynb\)#](README\1.md)#g; s#\]\(([^):]*\.(ipynb|png))\)#](nbs/\1)#g' $@.md.part > $@.part && mv $@.part $@ || { \
 	  echo "$@: left as it was" >&2; exit 2; }
 
-docs: .venv/docs  ## the notebooks as a site, in build/docs/html
-	@rm -rf build/docs
+docs: explorer  ## the notebooks as a site, in build/docs/html
 	$(BIN)/python -m sphinx -M html nbs build/docs -c docs -W -q
 	@echo "the site begins with build/docs/html/index.html"
+
+explorer: .venv/docs  # for the site: of the first generator of the package that is free of others' terms; nothing, where there is none
+	@rm -rf build/docs; \
+	name=$$($(BIN)/python -c "from facegen_keras.share.terms import free_generator; print(free_generator() or '')") || exit; \
+	if [ -n "$$name" ]; then $(BIN)/facegen explore "$$name" --out build/docs/extra/explore; fi
+
+# What the explorer runs in a browser; its tests, and `facegen explore --runtime build/onnxruntime-web`, ask no other host then.
+build/onnxruntime-web: facegen_keras/share/runtime.py
+	@version=$$(sed -n 's/^RUNTIME_VERSION = "\([^"]*\)".*/\1/p' $<); \
+	rm -rf $@ $@.part && mkdir -p $@.part && cd $@.part && npm pack --silent onnxruntime-web@$$version > /dev/null && \
+	tar xzf *.tgz && cd - > /dev/null && mv $@.part/package $@ && rm -rf $@.part && touch $@
 
 hooks: .venv/dev  ## git hooks that merge notebooks cell by cell
 	$(BIN)/nbdev_install_hooks

@@ -46,11 +46,11 @@ setup(
     license="MIT",
     keywords=settings["keywords"],
     packages=find_packages(include=[f"{settings['lib_name']}*"]),
-    package_data={settings["lib_name"]: ["shipped/*/*"]},  # generators, see nbs/runs/shipped.ipynb
+    package_data={settings["lib_name"]: ["shipped/*/*", "share/site/*"]},  # generators; the page in the browser
     cmdclass={"build_py": BuildWithStory, "sdist": SourcesWithStory},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "docs", "jax", "align", "video")},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "docs", "jax", "align", "video", "export")},
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],

@@ -15,6 +15,8 @@ from pages import page  # noqa: E402  it lies beside this file
 settings = ConfigParser(delimiters=["="])
 settings.read(HERE.parent / "settings.ini", encoding="utf-8")
 settings = settings["DEFAULT"]
+extra = HERE.parent / "build/docs/extra"  # what `make docs` puts beside the pages, such as the explorer
+play = (extra / "explore/index.html").exists()
 
 project = html_title = settings["title"]
 author, copyright = settings["author"], settings["copyright"]
@@ -32,14 +34,18 @@ html_math_renderer = "mathml"  # by the browser; MathJax would come from another
 html_theme = "furo"
 html_theme_options = {"source_repository": settings["git_url"], "source_branch": settings["branch"],
                       "source_directory": "nbs/", "top_of_page_buttons": ["view"]}
+html_sidebars = {"**": [f"sidebar/{name}.html" for name in ("brand", "search", "scroll-start")]
+                 + ["explore.html"] * play + ["sidebar/navigation.html", "sidebar/scroll-end.html"]}
 html_baseurl = f"{settings['doc_host']}{settings['doc_baseurl']}/"
 html_copy_source = html_use_index = False
+html_extra_path = [str(extra)] * play
+templates_path = ["templates"]
 
 
 def show_page(app, name, source):
     "Gives Sphinx what a reader should see of a notebook."
     if app.env.doc2path(name).suffix == ".ipynb":
-        source[0] = page(source[0], name, NBS)
+        source[0] = page(source[0], name, NBS, play)
 
 
 def finish_page(app, name, template, context, tree):

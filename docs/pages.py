@@ -4,7 +4,9 @@ import json
 import re
 from pathlib import Path
 
-WINGS = ("base", "data", "engine", "features", "runs", "measure", "use", "kaggle")  # each imports from those before it
+WINGS = ("base", "data", "engine", "features", "runs", "measure", "use", "share", "kaggle")  # each imports from those before it
+PLAY = {"index": "Without installing anything: move a face with sliders, and guess which faces a network made",
+        "index.zh-CN": "不装任何东西，现在就玩：拖动滑块改变一张脸，猜猜哪些脸出自神经网络"}
 
 
 def source(cell):
@@ -72,10 +74,15 @@ def page(
     text: str,  # of a notebook's file
     name: str,  # of the page, such as data/store
     nbs: Path,  # the folder of the notebooks
+    play: bool = False,  # whether the explorer of faces lies in the site
 ) -> str:  # a notebook for Sphinx
-    "A page of the site; the English front page holds the contents."
+    "A page of the site; both front pages lead to the explorer, and the English one holds the contents."
     notebook = as_read(json.loads(text), fold=name == "index")
     cells = notebook["cells"]
+    if play and name in PLAY:
+        heading, subject, rest = cells[0]["source"].split("\n\n", 2)
+        link = f'```{{raw}} html\n<p><a href="explore/index.html"><strong>{PLAY[name]}</strong></a></p>\n```'
+        cells[0]["source"] = "\n\n".join([heading, subject, link, rest])
     if name == "index":
         cells.append({"cell_type": "markdown", "id": "contents", "metadata": {}, "source": contents(nbs)})
     return json.dumps(notebook)

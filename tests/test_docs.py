@@ -65,12 +65,28 @@ def make(folder, target):
 
 
 def copy(folder):
-    "What `make docs` reads."
+    "What `make docs` reads; `facegen` is a pretended one that writes its arguments, and the free generator is what `free` says."
     for name in ("nbs", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for name in ("settings.ini", "Makefile"):
         shutil.copy(ROOT / name, folder)
-    program(folder / "bin/python", f'exec "{sys.executable}" "$@"')
+    (folder / "free").touch()
+    program(folder / "bin/python", f'if [ "$1" = -c ]; then cat free; else exec "{sys.executable}" "$@"; fi')
+    program(folder / "bin/facegen", 'mkdir -p "$4"; echo "$@" > "$4/index.html"')
+
+
+def test_where_no_generator_is_free_nothing_is_explored(tmp_path):
+    copy(tmp_path)
+    (tmp_path / "build/docs/html").mkdir(parents=True)
+    assert make(tmp_path, "explorer").returncode == 0 and not (tmp_path / "build/docs").exists()
+
+
+def test_the_site_asks_for_the_first_generator_that_is_free():
+    [code] = re.findall(r'-c "(.+)"\)', (ROOT / "Makefile").read_text())
+    from facegen_keras.share.terms import free_generator
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, f"{free_generator() or ''}\n"), done.stderr
 
 
 class Page(HTMLParser):
@@ -114,12 +130,13 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    "Built by `make docs`."
+    "Built by `make docs`, as if a free generator came with the package."
     if "CI" not in os.environ:
         for name in ("sphinx", "myst_nb", "furo"):
             pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[docs]'")
     folder = tmp_path_factory.mktemp("docs")
     copy(folder)
+    (folder / "free").write_text("drawn\n")
     done = make(folder, "docs")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning" not in done.stderr.lower()
@@ -129,7 +146,7 @@ def site(tmp_path_factory):
 @pytest.fixture(scope="module")
 def built(site):
     built = {path.relative_to(site).with_suffix("").as_posix(): Page(path) for path in sorted(site.rglob("*.html"))
-             if "_static" not in path.parts}
+             if "explore" not in path.relative_to(site).parts and "_static" not in path.parts}
     assert built.keys() == {*NBS, "records/trials", "search"}
     return built
 
@@ -185,3 +202,9 @@ def test_a_page_needs_no_other_host_and_is_found_by_the_search(site, built):
     assert [link for page in built.values() for link in page.fetched if urlsplit(link).netloc] == []
     index = (site / "searchindex.js").read_text(encoding="utf-8")
     assert set(ast.literal_eval(re.search(r'"?docnames"?:\s*(\[.*?\])', index)[1])) == {*NBS, "records/trials"}
+
+
+@pytest.mark.slow
+def test_the_explorer_lies_in_the_site(site, built):
+    assert (site / "explore/index.html").read_text() == "explore drawn --out build/docs/extra/explore\n"
+    assert all(sum("explore/index.html" in link for link in built[name].links) == (2 if name.startswith("index") else 1) for name in NBS)

@@ -19,11 +19,11 @@ PATH = {"00_story": None, "01_config": "config", "02_toyfaces": "toyfaces", "03_
         "04_networks": "networks", "05_losses": "losses", "06_gan": "gan", "07_training": "training",
         "08_modern": "residual", "09_metrics": "metrics", "10_results": None}
 BESIDE = {"index": "__init__", "index.zh-CN": None, "cli": "cli", "main": "__main__"}
-WINGS = {"base", "data", "engine", "features", "runs", "measure", "use", "kaggle", "guides"}
+WINGS = {"base", "data", "engine", "features", "runs", "measure", "use", "share", "kaggle", "guides"}
 FLOORS = [["base"], ["config"], ["data"], ["toyfaces"], ["faces"], ["losses", "networks"], ["residual"], ["engine"],
-          ["gan"], ["features"], ["runs"], ["training"], ["metrics", "measure", "use"], ["kaggle"], ["cli"], ["__main__"]]
+          ["gan"], ["features"], ["runs"], ["training"], ["metrics", "measure", "use"], ["share"], ["kaggle"], ["cli"], ["__main__"]]
 MIRRORS = {"engine.step_tensorflow", "engine.step_jax"}  # the same functions for two backends
-COMMANDS = {"cli", "data.commands", "kaggle.commands", "use.commands"}  # a command may be called as the function it calls
+COMMANDS = {"cli", "data.commands", "kaggle.commands", "share.commands", "use.commands"}  # a command may be called as the function it calls
 
 
 def source(cell):

@@ -36,7 +36,7 @@ def test_a_run_works_without_notebook_tools(tmp_path):
     assert done.stderr == ""
 
 
-LIGHT = ["facegen_keras", "facegen_keras.cli", "facegen_keras.config", "facegen_keras.faces", "facegen_keras.data.align", "facegen_keras.kaggle.session",
+LIGHT = ["facegen_keras", "facegen_keras.cli", "facegen_keras.share.commands", "facegen_keras.share.quiz", "facegen_keras.config", "facegen_keras.faces", "facegen_keras.data.align", "facegen_keras.kaggle.session",
          "facegen_keras.kaggle.chain"]
 
 

@@ -64,6 +64,16 @@ def test_the_story_in_it_has_no_outputs_and_the_wheel_for_kaggle_does_not_carry_
     carried = run("-c", "import io, zipfile; from facegen_keras.kaggle.notebook import make_wheel; "
                   "print(*zipfile.ZipFile(io.BytesIO(make_wheel()[1])).namelist(), sep='\\n')", cwd=installed, path=installed)
     assert "facegen_keras/kaggle/session.py" in carried.stdout and ".ipynb" not in carried.stdout
+    assert "share/site" not in carried.stdout, "nor the page in the browser"
+
+
+def test_the_page_in_the_browser_is_installed(installed):
+    site = installed / "facegen_keras/share/site"
+    assert {path.name: path.read_bytes() for path in site.iterdir()} == {
+        path.name: path.read_bytes() for path in (ROOT / "facegen_keras/share/site").iterdir()}
+    from facegen_keras.share.explorer import PAGE_FILES
+
+    assert {path.name for path in site.iterdir()} == {*PAGE_FILES}
 
 
 def test_a_package_that_has_lost_the_story_says_so_in_one_line(installed, tmp_path):
