@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POINTS', 'TILINGS', 'WIDE_KERNEL', 'WIDEST', 'short_filter', 'in_one_dimension', 'of_a_row', 'along_both', 'convolve',
-           'batch_normalise', 'update_step', 'speed_up_adam', 'speed_up', 'convolve_transposed']
+           'batch_normalise', 'update_step', 'speed_up_adam', 'speed_up', 'convolve_again', 'convolve_transposed']
 
 # %% ../../nbs/engine/cpu_speed.ipynb #83c8998f
 import functools
@@ -171,12 +171,18 @@ def speed_up(
             layer.call = functools.partial(batch_normalise, layer)
         elif size >= WIDE_KERNEL and isinstance(layer, layers.Conv2D):
             kind = "half" if layer.strides[0] == 2 else "split" if dtype == "bfloat16" else "same"
-            layer.convolution_op = functools.partial(convolve, kind=kind, outputs=outputs)
+            layer.convolution_op = functools.partial(convolve_again, kind=kind, outputs=outputs)
         elif size >= WIDE_KERNEL and isinstance(layer, layers.Conv2DTranspose) and layer.strides[0] == 2:
             layer.call = functools.partial(convolve_transposed, layer, outputs=outputs)
+
+
+def convolve_again(images, kernel, kind: str, outputs: int):
+    "As `convolve`; in float32, what the gradients need is computed again when they do."
+    function = functools.partial(convolve, kind=kind, outputs=outputs)
+    return (tf.recompute_grad(function) if images.dtype == tf.float32 else function)(images, kernel)
 
 
 def convolve_transposed(layer: layers.Conv2DTranspose, inputs, outputs: int):
     "A transposed convolution's call, of stride 2."
     kernel, bias = (tf.cast(weight, inputs.dtype) for weight in (layer.kernel, layer.bias))
-    return tf.nn.bias_add(convolve(inputs, kernel, "double", outputs), bias)
+    return tf.nn.bias_add(convolve_again(inputs, kernel, "double", outputs), bias)

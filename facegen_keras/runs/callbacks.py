@@ -72,6 +72,7 @@ class WriteLog(keras.callbacks.Callback):
         lines = session.run.records("steps")
         self.lines = [line for line in lines if line["step"] > session.epoch * session.steps_per_epoch]
         self.timed_step, self.time = session.steps_done, time.perf_counter()
+        weights_are_finite(self.model, self.check)  # compiles it
         sums = [sum_ for tracker in self.model.trackers for sum_ in tracker.variables]
         self.sums = [(sum_, ops.copy(sum_)) for sum_ in sums]
 
