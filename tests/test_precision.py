@@ -57,7 +57,7 @@ class CountingGAN(FaceGAN):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision, rtol", [
-    *((precision, 0.03) for precision in (*BITS_16, "bfloat16, fewer products")), ("float32, fewer products", 1e-4)])
+    *((precision, 0.03) for precision in (*BITS_16, "bfloat16, fewer products")), ("float32, fewer products", 5e-3)])
 def test_the_losses_follow_those_of_float32(curves, precision, rtol):
     """Closely at first, within the run's own scatter later: rounding, once it is there, grows as any noise does."""
     exact, rounded = curves["float32"], curves[precision]
