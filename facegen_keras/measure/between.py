@@ -20,6 +20,7 @@ from ..runs import callbacks, progress
 from ..runs.callbacks import LINES_PER_EPOCH
 from ..runs.folder import Run
 from ..runs.session import Session
+from ..runs.viz import figure_to_png, loss_curves
 from ..training import run_session
 
 # %% ../../nbs/measure/between.ipynb #8c8b5df1
@@ -94,7 +95,7 @@ def end_of_an_epoch(
 def warm_up(gan: FaceGAN) -> None:
     "Has everything that is loaded or compiled once in a session loaded or compiled."
     gan.generate(1)
-    callbacks.figure_to_png(callbacks.loss_curves([], [gan.loss_row]))
+    figure_to_png(loss_curves([], [gan.loss_row]), "Curves of no step.")
     if gan.loss_row.second == "encoder":
         callbacks.fit_gaussian(gan.encoder, np.zeros((64, gan.config.image_size, gan.config.image_size, 3), "float32"))
 
