@@ -32,7 +32,7 @@ def instructions(
     "The instructions that a library uses here, in its own words, asked in a process of its own."
     done = subprocess.run([sys.executable, "-c", PROBES[library]], capture_output=True, text=True,
                           env=os.environ | {"TF_ENABLE_ONEDNN_OPTS": "1", "ONEDNN_VERBOSE": "1"})
-    return ", ".join(re.findall(r"isa:(.*)", done.stdout)) or None
+    return ", ".join(re.findall(r"isa:(.*\S)", done.stdout)) or None
 
 # %% ../../nbs/measure/processor.ipynb #abab66ac
 def processor() -> dict:
