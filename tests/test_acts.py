@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import types
 
 import keras
@@ -180,6 +181,30 @@ def test_each_act_that_has_begun_has_a_row_of_curves(whole_run, tmp_path, monkey
     pictures.draw()
     assert len(figures[0].axes) == panels and figures[0].axes[-2].lines[0].get_label() == (
         "reconstruction_loss" if panels == 2 else "d_loss")
+
+
+def test_curves_keep_their_distance_and_the_last_epoch_draws_them(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(callbacks_module, "loss_curves", lambda *arguments: time.sleep(0.02))
+    monkeypatch.setattr(callbacks_module, "figure_to_png", lambda figure, text: drawn.append(text) or b"")
+    (tmp_path / "samples").mkdir()
+    session = types.SimpleNamespace(run=Run(tmp_path), epoch=1, steps_left=5, config=RunConfig.preset("small", **ACTS),
+                                    faces=types.SimpleNamespace(layout="toy"))
+    pictures = callbacks_module.DrawPictures(session)
+    pictures.set_model(types.SimpleNamespace(generate=lambda count, seed: np.zeros((count, 32, 32, 3), "uint8")))
+    for expected in (1, 1):  # the second would be within four seconds of the first
+        pictures.draw()
+        assert len(drawn) == expected
+    session.steps_left = 0
+    pictures.draw()
+    assert len(drawn) == 2
+
+
+@pytest.mark.parametrize("num_faces, act_complete, expected", [
+    (9_000, False, 562), (9_000, True, 4_000), (1_000, False, 256), (200_000, False, 4_000)])
+def test_the_codes_of_few_faces_do_until_the_game_begins(num_faces, act_complete, expected):
+    session = types.SimpleNamespace(faces=range(num_faces), act_complete=act_complete)
+    assert callbacks_module.SpreadCodes(session).num_faces() == expected
 
 
 @pytest.mark.slow

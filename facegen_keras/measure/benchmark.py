@@ -29,6 +29,7 @@ from ..engine.backend import backend
 from ..engine.precision import DTYPES, choose_precision
 from ..gan import FaceGAN
 from ..losses import discriminator_loss, generator_loss
+from .processor import processor
 from .work import SCHEDULES, step_gflop
 from ..networks import channel_ladder, make_discriminator, make_generator
 
@@ -293,7 +294,7 @@ def measure(
             call()
             seconds[name] += [time.perf_counter() - start] if round_ >= 0 else []
         report(f"round {round_ + 1} of {rounds}" if round_ >= 0 else "compiling")
-    return {"about": about(**size, rounds=rounds),
+    return {"about": about(**size, rounds=rounds, **processor()),
             "ceilings_gflop_per_s": {name: round(gflop / float(np.median(seconds[name])), 1)
                                      for name, (_, gflop) in tops.items()},
             "contenders": {name: row(name, seconds, memory[name], **size) for name in steps}}

@@ -24,6 +24,7 @@ from ..engine.precision import choose_precision
 from ..faces import Faces, load_faces
 from ..gan import FaceGAN
 from .benchmark import about, in_own_process
+from .processor import processor
 from ..runs.checkpoint import Place, save_checkpoint
 from ..toyfaces import ToyFaces
 
@@ -139,7 +140,7 @@ def start_up(num_names: int, image_size: int = 64, batch_size: int = 64) -> floa
 def measure_costs(report=lambda line: None) -> dict:  # can be written as JSON
     "Everything on this page, at the article's width."
     article, demo = RunConfig.preset("article", batch_size=16), RunConfig.preset("demo", precision="auto")
-    record = {"about": about(width=article.width), "steps": step_costs(report=report)}
+    record = {"about": about(width=article.width, **processor()), "steps": step_costs(report=report)}
     for name, make in {
         "start_up": lambda: {num: round(start_up(num), 3) for num in (1_000, 10_000, 100_000, 1_000_000)},
         "feeding the demo": lambda: feeding_costs(demo),

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LINES_PER_EPOCH', 'COLLAPSED', 'FEW_STEPS', 'MOST_FRAMES', 'BAD_IMAGES', 'log_line', 'mean_line', 'WriteLog',
-           'weights_are_finite', 'restore', 'settle_log', 'log_length', 'DrawPictures', 'variety', 'some_real_faces',
-           'film', 'write_film', 'SpreadCodes', 'StopInTime', 'SaveState', 'save', 'newest_place', 'WatchImages']
+           'all_finite', 'weights_are_finite', 'restore', 'settle_log', 'log_length', 'DrawPictures', 'variety',
+           'some_real_faces', 'film', 'write_film', 'SpreadCodes', 'StopInTime', 'SaveState', 'save', 'newest_place',
+           'WatchImages']
 
 # %% ../../nbs/runs/callbacks.ipynb #f6f769dd
 import contextlib
@@ -63,7 +64,7 @@ class WriteLog(keras.callbacks.Callback):
 
     def __init__(self, session: Session):
         super().__init__()
-        self.session = session
+        self.session, self.check = session, backend.compiled(all_finite)
         self.every = max(1, session.steps_per_epoch // LINES_PER_EPOCH)
 
     def on_train_begin(self, logs=None):
@@ -71,6 +72,7 @@ class WriteLog(keras.callbacks.Callback):
         lines = session.run.records("steps")
         self.lines = [line for line in lines if line["step"] > session.epoch * session.steps_per_epoch]
         self.timed_step, self.time = session.steps_done, time.perf_counter()
+        weights_are_finite(self.model, self.check)  # compiles it
         sums = [sum_ for tracker in self.model.trackers for sum_ in tracker.variables]
         self.sums = [(sum_, ops.copy(sum_)) for sum_ in sums]
 
@@ -99,7 +101,7 @@ class WriteLog(keras.callbacks.Callback):
         for name in self.model.loss_row.losses:
             if line[name] > self.model.loss_row.most:
                 raise TrainingDiverged(f"{name} is {line[name]:.3g} {where}, which no loss in good health reaches")
-        if not weights_are_finite(self.model):
+        if not weights_are_finite(self.model, self.check):
             raise TrainingDiverged(f"a weight is not finite {where}")
         self.session.latest = line
         self.session.run.append("log.jsonl", line)
@@ -114,10 +116,19 @@ class WriteLog(keras.callbacks.Callback):
         self.timed_step, self.time = session.steps_done, now
 
 # %% ../../nbs/runs/callbacks.ipynb #fe648eeb
-def weights_are_finite(gan: FaceGAN) -> bool:
+def all_finite(
+    arrays: list,  # of floats
+):  # scalar bool, still on the device
+    "Whether every number is one."
+    return ops.all(ops.stack([ops.all(ops.isfinite(array)) for array in arrays]))
+
+
+def weights_are_finite(
+    gan: FaceGAN,
+    check=all_finite,  # or that function compiled
+) -> bool:
     "Whether every weight and moving statistic of both networks is a number; one answer from the device."
-    variables = gan.generator.variables + gan.second.variables
-    return bool(ops.all(ops.stack([ops.all(ops.isfinite(variable)) for variable in variables])))
+    return bool(check(list(map(ops.convert_to_tensor, gan.generator.variables + gan.second.variables))))
 
 # %% ../../nbs/runs/callbacks.ipynb #e30d7db8
 def restore(session: Session) -> FaceGAN | None:  # None: there is no checkpoint, and nothing was changed
@@ -159,13 +170,14 @@ def log_length(run: Run) -> int:
 
 # %% ../../nbs/runs/callbacks.ipynb #f3ac8d31
 class DrawPictures(keras.callbacks.Callback):
-    "Writes a grid and the curves after each epoch, and warns when all faces look the same."
+    "Writes a grid after each epoch, the curves now and then, and warns when all faces look the same."
 
     COUNT = 64
+    MOST_TIME = 0.005  # share of the time that the curves may take
 
     def __init__(self, session: Session):
         super().__init__()
-        self.session, self.real = session, None
+        self.session, self.real, self.curves_due = session, None, 0.0
 
     def on_train_begin(self, logs=None):
         session = self.session
@@ -174,6 +186,7 @@ class DrawPictures(keras.callbacks.Callback):
                 session.run.remove(f"samples/{path.name}")
         if session.steps_done == 0 and not session.run.samples():
             self.draw()
+            self.curves_due = 0.0  # these were empty
         write_film(session)  # also shows how long a frame takes
 
     def on_train_batch_end(self, batch, logs=None):
@@ -186,15 +199,17 @@ class DrawPictures(keras.callbacks.Callback):
     def draw(self) -> np.ndarray:
         faces = self.model.generate(self.COUNT, seed=self.session.config.seed)
         self.session.run.write(f"samples/epoch_{self.session.epoch:04d}.png", to_png(image_grid(faces)))
-        self.draw_curves()
+        if time.monotonic() >= self.curves_due or not self.session.steps_left:
+            self.draw_curves()
         return faces
 
     def draw_curves(self) -> None:
-        run, epoch = self.session.run, self.session.epoch
+        run, epoch, start = self.session.run, self.session.epoch, time.monotonic()
         acts = dict.fromkeys(map(self.session.config.loss_at, range(max(1, epoch))))
         curves = loss_curves(run.records("steps") + run.records("measure"), [LOSSES[name] for name in acts],
                              f"{self.session.faces.layout}, {epoch} epochs")
         run.write("losses.png", figure_to_png(curves, "Loss curves of a facegen_keras run."))
+        self.curves_due = time.monotonic() + (time.monotonic() - start) / self.MOST_TIME
 
     def judge(self, faces: np.ndarray) -> None:
         if self.real is None:
@@ -254,7 +269,7 @@ def write_film(session: Session) -> None:
 class SpreadCodes(keras.callbacks.Callback):
     "While a run redraws: fits the Gaussian of codes after each epoch, so that faces can be drawn from it."
 
-    MOST_FACES = 4_000
+    MOST_FACES, FEWEST_FACES = 4_000, 256
 
     def __init__(self, session: Session):
         super().__init__()
@@ -262,10 +277,15 @@ class SpreadCodes(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if self.session.epoch_complete and self.model.loss_row.second == "encoder":
-            faces = to_float(some_real_faces(self.session.faces, self.MOST_FACES))
+            faces = to_float(some_real_faces(self.session.faces, self.num_faces()))
             gaussian = fit_gaussian(self.model.encoder, faces)
             spread_codes(self.model.generator, *gaussian)
             spread_codes(self.model.ema_generator, *gaussian)
+
+    def num_faces(self) -> int:
+        "Of the last epoch's, which the game begins with, as many as may be; of the others', which pictures show, a few."
+        few = max(self.FEWEST_FACES, len(self.session.faces) // 16)
+        return self.MOST_FACES if self.session.act_complete else min(self.MOST_FACES, few)
 
 # %% ../../nbs/runs/callbacks.ipynb #97f45055
 class StopInTime(keras.callbacks.Callback):
@@ -305,7 +325,7 @@ class StopInTime(keras.callbacks.Callback):
 class SaveState(keras.callbacks.Callback):
     "Saves now and then, and when the session is about to stop."
 
-    MOST_TIME = 0.02  # share of the time
+    MOST_TIME = 0.01  # share of the time
 
     def __init__(self, session: Session):
         super().__init__()
