@@ -173,7 +173,7 @@ def speed_up(
 
 def convolve_again(images, kernel, kind: str):
     "As `convolve`; in float32, what the gradients need is computed again when they do."
-    function = functools.partial(convolve, kind=kind)
+    function, kernel = functools.partial(convolve, kind=kind), tf.convert_to_tensor(kernel)  # of a variable it would add twice
     return (tf.recompute_grad(function) if images.dtype == tf.float32 else function)(images, kernel)
 
 
