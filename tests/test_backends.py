@@ -146,7 +146,9 @@ def test_two_devices_are_one(request, tmp_path, backend, preset, precision):
         run(TESTS / "device_steps.py", tmp_path, f"{preset}/{precision}", KERAS_BACKEND=backend)
     one, two = (dict(np.load(tmp_path / f"{preset} {precision} {num_devices}.npz")) for num_devices in (1, 2))
     steps = slice(0, 5 if precision == "float16" else 6)  # those whose losses are numbers
-    np.testing.assert_allclose(one["logs"][steps], two["logs"][steps], atol=0.01 if precision == "float16" else 2e-5)
+    # in 16 bits a picture or two of 24 may change sides, so the shares may differ by more than the losses
+    for columns, tolerance in (((slice(0, 2), 0.1), (slice(2, None), 0.01)) if precision == "float16" else ((slice(None), 2e-5),)):
+        np.testing.assert_allclose(one["logs"][steps, columns], two["logs"][steps, columns], atol=tolerance)
     # Adam would hide a gradient of twice the size: moments do not
     for name, tolerance in (("moments", 0.02), ("moved", 1e-3)) if precision == "float32" else (("moments", 0.3), ("moved", 0.02)):
         finite = np.isfinite(one[name]) & np.isfinite(two[name])  # what the overflow leaves in moving statistics is not

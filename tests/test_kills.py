@@ -91,11 +91,11 @@ def kill_at_a_random_point(session, config, chance):
 FIRST = [("add a line to a log", 4, True), ("write a piece of a checkpoint", 600, False)]  # what chance might leave out
 
 
-@pytest.mark.parametrize(("seed", "preset"), [(0, "demo"), (1, "modern")])
-def test_killed_runs_end_like_an_unbroken_one(session, tmp_path, seed, preset):
+@pytest.mark.parametrize(("seed", "preset", "changes"), [(0, "demo", {}), (1, "modern", {"redraw_epochs": 2})])
+def test_killed_runs_end_like_an_unbroken_one(session, tmp_path, seed, preset, changes):
     chance = random.Random(seed)
     config = RunConfig.preset(preset, image_size=32, width=4, batch_size=8, limit=48, epochs=max(4, KILLS // 3), seed=seed,
-                              save_minutes=0, schedule_images=150, precision="float32", out=tmp_path / "unbroken")
+                              save_minutes=0, schedule_images=150, precision="float32", out=tmp_path / "unbroken", **changes)
     assert session(config).wait()[0] == 0
     killed = dataclasses.replace(config, out=tmp_path / "killed")
     kills = []

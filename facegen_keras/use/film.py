@@ -125,7 +125,7 @@ def encode_mp4(
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         container.metadata["comment"] = description
-        stream = container.add_stream("libx264", rate=fractions.Fraction(fps), options={"crf": "18"})
+        stream = container.add_stream("libx264", rate=fractions.Fraction(fps), options={"crf": "18", "threads": "1"})  # the same frames, the same file
         stream.width, stream.height = pictures[0].size
         stream.pix_fmt = "yuv420p"
         for picture in pictures:
