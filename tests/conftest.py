@@ -4,6 +4,7 @@ import atexit
 import os
 import tempfile
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 
@@ -51,6 +52,24 @@ def few_pairs(monkeypatch):
     from facegen_keras import metrics
 
     monkeypatch.setattr(metrics, "pair_scores", partial(metrics.pair_scores, num_pairs=200))
+
+
+class Outcome(NamedTuple):
+    status: int | None
+    out: str
+    err: str
+
+
+@pytest.fixture
+def facegen(capfd):
+    "Runs the command in this process."
+    from facegen_keras.cli import main
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        return Outcome(ended.value.code, *capfd.readouterr())
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,6 @@ from photographs import (
 
 from facegen_keras import load_faces
 from facegen_keras.base.errors import InputError
-from facegen_keras.cli import main
 from facegen_keras.data import align
 from facegen_keras.data.align import Alignment, align_photographs, faces_of, read_photograph
 from facegen_keras.data.find_faces import FaceFinder, FoundFace, find_faces
@@ -397,15 +396,6 @@ def test_a_square_is_taken_whole(in_this_process, tmp_path):
 
 
 # The command
-
-
-@pytest.fixture
-def facegen(capfd):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        return ended.value.code, *capfd.readouterr()
-    return call
 
 
 @pytest.mark.parametrize("arguments, said", [

@@ -1,9 +1,5 @@
 """Pictures that are changed before the discriminator sees them: in both backends, in a step."""
 
-import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -58,11 +54,7 @@ def changed():
 @pytest.mark.slow
 def test_both_backends_change_pictures_alike():
     pytest.importorskip("jax")
-    code = "import json, test_augment; print(json.dumps(test_augment.changed()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.path.dirname(__file__),
-                          env=under_jax.environment())
-    assert done.returncode == 0, done.stderr
-    (pictures, slopes, logged), theirs = changed(), json.loads(done.stdout.splitlines()[-1])
+    (pictures, slopes, logged), theirs = changed(), under_jax.value_of("test_augment.changed()")
     np.testing.assert_allclose(theirs[0], pictures, atol=1e-5)
     np.testing.assert_allclose(theirs[1], slopes, atol=1e-5)
     np.testing.assert_allclose(theirs[2][:3], logged[:3], rtol=1e-3)

@@ -13,27 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facegen_keras.cli import main
 from facegen_keras.base.errors import InputError
 from facegen_keras.config import RunConfig
 from facegen_keras.runs.folder import SEE_TO_THE_DISK, Run
 
 TINY = [word for setting in ("image_size=32", "width=4", "batch_size=8", "limit=16", "epochs=2")
         for word in ("--set", setting)]
-
-
-class Outcome:
-    def __init__(self, status, out, err):
-        self.status, self.out, self.err = status, out, err
-
-
-@pytest.fixture
-def facegen(capfd):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        return Outcome(ended.value.code, *capfd.readouterr())
-    return call
 
 
 def contents(folder):

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facegen_keras.cli import main
 from facegen_keras.config import RunConfig
 from facegen_keras.faces import to_pixels
 from facegen_keras.gan import FaceGAN
@@ -49,11 +48,10 @@ def here(gan, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def facegen(capfd):
+def facegen(facegen):
     def call(line):
-        with pytest.raises(SystemExit) as ended:
-            main(line.split())
-        return ended.value.code or 0, *capfd.readouterr()
+        status, *said = facegen(*line.split())
+        return status or 0, *said
     return call
 
 

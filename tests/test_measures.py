@@ -1,10 +1,6 @@
 """Faces measured while a run goes on: the same figures however often it is stopped, and the best generator kept."""
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -334,8 +330,4 @@ def measured_under_jax(photos, out):
 
 def test_jax_measures_too(photos, tmp_path):
     pytest.importorskip("jax")
-    code = "import json, sys, test_measures; print(json.dumps(test_measures.measured_under_jax(*sys.argv[1:])))"
-    done = subprocess.run([sys.executable, "-c", code, photos, tmp_path / "run"], capture_output=True, text=True,
-                          cwd=os.path.dirname(__file__), env=under_jax.environment())
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == MEASURED_STEPS
+    assert under_jax.value_of("test_measures.measured_under_jax(*sys.argv[1:])", photos, tmp_path / "run") == MEASURED_STEPS

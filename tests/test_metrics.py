@@ -15,7 +15,6 @@ from facegen_keras.features import features as features_module
 from facegen_keras import metrics as metrics_module
 from facegen_keras.measure import reader as reader_module
 from facegen_keras.runs.folder import Run
-from facegen_keras.cli import main
 from facegen_keras.config import RunConfig
 from facegen_keras.base.errors import InputError
 from facegen_keras.data.attributes import ATTRIBUTES
@@ -620,14 +619,9 @@ TINY = [word for setting in ("image_size=32", "width=4", "batch_size=8", "limit=
 
 
 @pytest.fixture
-def facegen(capfd, monkeypatch, tmp_path):
+def facegen(facegen, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        return types.SimpleNamespace(status=ended.value.code, **dict(zip(("out", "err"), capfd.readouterr())))
-    return call
+    return facegen
 
 
 @pytest.mark.slow

@@ -61,13 +61,11 @@ def here(gan, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def facegen(capfd):
+def facegen(facegen):
     def call(line):
-        with pytest.raises(SystemExit) as ended:
-            main(line.split())
-        out, err = capfd.readouterr()
-        assert not ended.value.code, err
-        return out
+        outcome = facegen(*line.split())
+        assert not outcome.status, outcome.err
+        return outcome.out
     return call
 
 
