@@ -125,7 +125,7 @@ def encode_mp4(
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         container.metadata["comment"] = description
-        stream = container.add_stream("libx264", rate=fractions.Fraction(fps), options={"crf": "18", "threads": "1"})  # the same frames, the same file
+        stream = container.add_stream("libx264", rate=fractions.Fraction(fps), options={"crf": "18"})
         stream.width, stream.height = pictures[0].size
         stream.pix_fmt = "yuv420p"
         for picture in pictures:
@@ -141,7 +141,7 @@ def write_video(
     side: int | None = None,  # of the film, pixels, even; None: that of the frames
     description: str = GENERATED,  # written into the file
 ) -> None:
-    "Frames as a film, which repeats for ever as WebP and GIF; the same frames give the same bytes."
+    "Frames as a film, which repeats for ever as WebP and GIF; the same frames give the same bytes, except as MP4."
     check_video(path, len(frames), frames.shape[1], side)
     side = side or frames.shape[1]
     pictures = [Image.fromarray(frame).resize((side, side), Image.Resampling.LANCZOS) for frame in frames]
