@@ -37,6 +37,7 @@ class Recipe(Settings):
         Rule("one of " + ", ".join(games()), lambda value: type(value) is str and value in games()), "A, P")
     redraw_epochs: int = setting(
         0, "epochs of redrawing before the game, see 08_modern; 0: the game from the start", whole_number(0), "P")
+    flow_blocks: int = setting(0, "blocks of engine/flow between latents and codes, fitted after redrawing", whole_number(0), "P")
     redraw_rate: float = setting(5e-4, "Adam's step size while redrawing, both networks", between(0, 1), "P")
     gamma: tuple = setting(
         (0.0, 0.0), "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",
@@ -85,6 +86,8 @@ def contradictions(recipe: "Recipe"):  # yields (setting, what would have been r
             "residual", "normal", (0, 0)):
         yield ("redraw_epochs", "0 without networks=residual, latents=normal and input_noise_range=0,0",
                "set these, or redraw_epochs=0")
+    if recipe.flow_blocks and (recipe.networks, recipe.latents) != ("residual", "normal"):
+        yield "flow_blocks", "0 without networks=residual and latents=normal", "set these, or flow_blocks=0"
 
 # %% ../nbs/01_config.ipynb #c1f7a0d2
 RETIRED = (("components", 0), ("g_blocks", 1), ("anchor", [0.0, 0.0]))  # of runs begun before: none is read any more
@@ -152,7 +155,7 @@ class RunConfig(Recipe):
         return cls.from_dict({**PRESETS[name], **changes})
 
 # %% ../nbs/01_config.ipynb #1654a60c
-MODERN = dict(networks="residual", latents="normal", latent_dim=128, width=32, loss="relativistic",
+MODERN = dict(networks="residual", latents="normal", latent_dim=128, flow_blocks=6, width=32, loss="relativistic",
               gamma=(1.0, 1.0), blur=(0.5, 0.3), d_learning_rate=1e-4, g_learning_rate=1e-4, final_rate=0.2, beta_1=0.0,
               beta_2=(0.99, 0.99), augment=None, matching=100.0, input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
 PRESETS = {

@@ -75,6 +75,8 @@ def make_network(
     if dtype == "mixed_float16" and kind in LOSSES[loss].no_float16:
         dtype = "float32"
     more = {} if kind == "discriminator" else {"latent_dim": config.latent_dim}
+    if kind == "generator" and config.networks == "residual":
+        more["flow_blocks"] = config.flow_blocks
     network = MAKERS[config.networks][kind](image_size=config.image_size, width=config.width, dtype=dtype, **more)
     backend.speed_up(network)
     for norm in batch_norms(network):
@@ -115,7 +117,7 @@ def make_frozen_encoder(
     if not config.matches:
         return None
     with keeping_random():
-        encoder = with_latents(make_network("encoder", config, "redraw"), config.latent_dim)
+        encoder = with_latents(make_network("encoder", config, "redraw"), config.latent_dim, config.flow_blocks)
     encoder.trainable = False
     return encoder
 

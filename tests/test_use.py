@@ -30,7 +30,7 @@ def untrained(folder, kind="normal"):
     config = RunConfig.preset(**SETTINGS[kind], image_size=32, batch_size=4, precision="float32", out=str(folder))
     gan, rng = FaceGAN.from_run_config(config), np.random.default_rng(0)
     for layer in gan.ema_generator.layers:
-        if hasattr(layer, "kernel") and layer.name != "spread":
+        if hasattr(layer, "kernel") and not layer.name.startswith(("spread", "flow")):
             layer.kernel.assign(rng.normal(0, np.prod(layer.kernel.shape[:-1])**-0.5, layer.kernel.shape))
     size = float(keras.ops.std(gan.ema_generator(gan.latents(16, seed=0))))
     gan.ema_generator.get_layer("rgb_conv").kernel.assign(0.3 / size * gan.ema_generator.get_layer("rgb_conv").kernel)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PIXEL_STD', 'DETAIL', 'LEAST_VARIANCE', 'FIRST_LOG_VARIANCE', 'make_residual_encoder', 'reconstruction_errors',
-           'decoder', 'redraw_loss', 'redraw_update', 'fit_gaussian', 'spread_codes', 'with_latents', 'latents_encoder',
-           'begin_game', 'take_up_encoder']
+           'decoder', 'redraw_loss', 'redraw_update', 'read_codes', 'fit_gaussian', 'spread_codes', 'with_latents',
+           'latents_encoder', 'begin_game', 'take_up_encoder']
 
 # %% ../../nbs/engine/encoder.ipynb #c3789e56
 import keras
@@ -13,6 +13,7 @@ from keras import layers, ops
 import numpy as np
 
 from .backend import backend
+from .flow import flow_back, hand_over, num_blocks, still
 from ..residual import keeping_size, make_residual_discriminator
 
 # %% ../../nbs/engine/encoder.ipynb #e120f4e0
@@ -82,13 +83,21 @@ def redraw_update(
 LEAST_VARIANCE = 1e-6  # of a direction of codes
 
 
-def fit_gaussian(
+def read_codes(
     encoder: keras.Model,
     faces,  # (N, S, S, 3) float32 in [-1, 1]
+) -> tuple[np.ndarray, np.ndarray]:  # (N, D) means, (N, D) standard deviations: float64
+    "The codes of faces."
+    means, log_variances = np.split(encoder.predict(faces, 64, verbose=0).astype("float64"), 2, axis=1)
+    return means, np.exp(0.5 * log_variances)
+
+
+def fit_gaussian(
+    means: np.ndarray,  # (N, D) float64, of codes
+    stds: np.ndarray,  # (N, D) float64
 ) -> tuple[np.ndarray, np.ndarray]:  # (D,) mean, (D, D) axes of the codes: float32, the widest axis first
     "The Gaussian of the codes' mean and covariance: `mean + latents @ axes` for standard normal latents."
-    means, log_variances = np.split(encoder.predict(faces, 64, verbose=0).astype("float64"), 2, axis=1)
-    covariance = np.atleast_2d(np.cov(means, rowvar=False)) + np.diag(np.exp(log_variances).mean(0))
+    covariance = np.atleast_2d(np.cov(means, rowvar=False)) + np.diag(np.square(stds).mean(0))
     variances, directions = np.linalg.eigh(covariance)
     axes = (directions * np.sqrt(np.maximum(variances, LEAST_VARIANCE))).T[::-1]
     return means.mean(0).astype("float32"), axes.astype("float32")
@@ -101,15 +110,17 @@ def spread_codes(
 ) -> None:
     "Has standard normal latents become codes of that Gaussian."
     generator.get_layer("spread").set_weights([axes, mean])
+    still(generator)
 
 # %% ../../nbs/engine/encoder.ipynb #2f62ff58
 def with_latents(
     encoder: keras.Model,
     latent_dim: int,  # length of a latent
+    flow_blocks: int = 0,  # of the generator
 ) -> keras.Model:  # (B, S, S, 3) float32 in [-1, 1] -> (B, latent_dim) float32; the encoder's own layers but the last
     "An encoder whose last layer, fresh, answers with latents."
-    latents = layers.Dense(latent_dim, name="latents", dtype="float32")
-    return keras.Model(encoder.input, latents(encoder.get_layer("flat").output), name="encoder")
+    latents = layers.Dense(latent_dim, name="latents", dtype="float32")(encoder.get_layer("flat").output)
+    return keras.Model(encoder.input, flow_back(latents, flow_blocks)[0], name="encoder")
 
 
 def latents_encoder(
@@ -118,10 +129,11 @@ def latents_encoder(
 ) -> keras.Model:  # (B, S, S, 3) float32 in [-1, 1] -> (B, D) float32 latents
     "The encoder that answers with latents: those that the generator redraws the picture from."
     axes, mean = generator.get_layer("spread").get_weights()
-    network = with_latents(encoder, len(mean))
+    network = with_latents(encoder, len(mean), num_blocks(generator))
     kernel, bias = (weight[..., :len(mean)] for weight in encoder.get_layer("code").get_weights())
     back = np.linalg.inv(axes.astype("float64"))
     network.get_layer("latents").set_weights([kernel @ back, (bias - mean) @ back])
+    hand_over(generator, network)
     return network
 
 

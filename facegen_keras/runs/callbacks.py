@@ -23,7 +23,8 @@ from ..base.files import sync
 from ..base.loss_table import LOSSES
 from ..data.layouts import spread
 from ..engine.backend import backend
-from ..engine.encoder import fit_gaussian, spread_codes
+from ..engine.encoder import fit_gaussian, read_codes, spread_codes
+from ..engine.flow import copy_flow, fit_flow
 from ..faces import Faces, readable_face, to_float
 from ..gan import FaceGAN
 from .checkpoint import (
@@ -267,9 +268,9 @@ def write_film(session: Session) -> None:
 
 # %% ../../nbs/runs/callbacks.ipynb #bcf8f5ac
 class SpreadCodes(keras.callbacks.Callback):
-    "While a run redraws: fits the Gaussian of codes after each epoch, so that faces can be drawn from it."
+    "While a run redraws: fits the Gaussian of codes after each epoch, so that faces can be drawn from it; in the end a flow too."
 
-    MOST_FACES, FEWEST_FACES = 4_000, 256
+    MOST_FACES, MOST_BEFORE, FEWEST_FACES, AT_ONCE = 20_000, 4_000, 256, 256
 
     def __init__(self, session: Session):
         super().__init__()
@@ -277,15 +278,28 @@ class SpreadCodes(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if self.session.epoch_complete and self.model.loss_row.second == "encoder":
-            faces = to_float(some_real_faces(self.session.faces, self.num_faces()))
-            gaussian = fit_gaussian(self.model.encoder, faces)
-            spread_codes(self.model.generator, *gaussian)
-            spread_codes(self.model.ema_generator, *gaussian)
+            codes = self.codes()
+            for generator in (self.model.generator, self.model.ema_generator):
+                spread_codes(generator, *fit_gaussian(*codes))
+            if self.session.act_complete:
+                fit_flow(self.model.ema_generator, *codes, seed=self.session.config.seed)
+                copy_flow(self.model.ema_generator, self.model.generator)
+
+    def codes(self) -> tuple[np.ndarray, np.ndarray]:
+        "Means and standard deviations, in the last epoch of the mirrored faces too."
+        faces, everything, found = self.session.faces, np.arange(len(self.session.faces)), []
+        places = spread(list(everything), self.num_faces())
+        for start in range(0, len(places), self.AT_ONCE):
+            some = to_float(np.stack([readable_face(faces, everything, place) for place in places[start:start + self.AT_ONCE]]))
+            found.append(read_codes(self.model.encoder, some))
+            if self.session.act_complete and self.session.config.flip:
+                found.append(read_codes(self.model.encoder, some[:, :, ::-1]))
+        return tuple(map(np.concatenate, zip(*found)))
 
     def num_faces(self) -> int:
         "Of the last epoch's, which the game begins with, as many as may be; of the others', which pictures show, a few."
         few = max(self.FEWEST_FACES, len(self.session.faces) // 16)
-        return self.MOST_FACES if self.session.act_complete else min(self.MOST_FACES, few)
+        return self.MOST_FACES if self.session.act_complete else min(self.MOST_BEFORE, few)
 
 # %% ../../nbs/runs/callbacks.ipynb #97f45055
 class StopInTime(keras.callbacks.Callback):

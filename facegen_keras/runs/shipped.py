@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'GENERATOR_SETTINGS', 'MOST_TEXT', 'shipped_names', 'shipped_config', 'find_run',
-           'refuse_another_generator', 'generator_settings', 'ship_generator']
+           'refuse_another_generator', 'generator_settings', 'in_float16', 'ship_generator']
 
 # %% ../../nbs/runs/shipped.ipynb #f665840e
 import dataclasses
@@ -39,7 +39,7 @@ def find_run(
     return SHIPPED / run if shipped else Path(run)
 
 # %% ../../nbs/runs/shipped.ipynb #c2c66904
-GENERATOR_SETTINGS = ("image_size", "networks", "latents", "latent_dim", "width")
+GENERATOR_SETTINGS = ("image_size", "networks", "latents", "latent_dim", "flow_blocks", "width")
 
 
 def refuse_another_generator(
@@ -69,6 +69,7 @@ def generator_settings(
                   if layer.get("build_config")}
         networks = "residual" if "spread" in shapes else "dcgan"
         settings = {"networks": networks, "image_size": shapes["rgb_conv"][1], "latent_dim": shapes["base"][-1],
+                    "flow_blocks": sum(name.startswith("flow") and name.endswith("_turn") for name in shapes),
                     "width": shapes["edge_conv" if networks == "residual" else "rgb_conv"][-1]}
     except Exception as error:  # of the zip, of its text, or on looking for layers
         if is_out_of_memory(error):
@@ -80,6 +81,15 @@ def generator_settings(
     return settings
 
 # %% ../../nbs/runs/shipped.ipynb #6860d9b0
+def in_float16(
+    layer,  # a layer, or a bare operation such as a slice
+):  # of the same kind
+    "For `clone_model`: the layer in half precision."
+    import keras
+    more = {"dtype": "float16"} if isinstance(layer, keras.layers.Layer) else {}
+    return type(layer).from_config(layer.get_config() | more)
+
+
 def ship_generator(
     gan,  # a trained `FaceGAN`
     directory: Path,  # of the shipped generator; its name is the generator's
@@ -94,7 +104,6 @@ def ship_generator(
     run.write("config.json", config.to_json().encode())
     for name, network in {"generator.keras": gan.ema_generator, "encoder.keras": encoder}.items():
         if network:
-            half = keras.models.clone_model(network, clone_function=lambda layer: type(layer).from_config(
-                layer.get_config() | {"dtype": "float16"}))
+            half = keras.models.clone_model(network, clone_function=in_float16)
             half.set_weights(network.get_weights())
             write_network(run, half, name)

@@ -83,7 +83,7 @@ def load_encoder(
     path, config = find_run(directory) / "encoder.keras", Run(find_run(directory)).config
     if not path.is_file() or "encoder" not in MAKERS[config.networks]:
         return None
-    encoder = with_latents(make_network("encoder", config, "redraw"), config.latent_dim)
+    encoder = with_latents(make_network("encoder", config, "redraw"), config.latent_dim, config.flow_blocks)
     read_weights(encoder, path)
     return encoder
 
