@@ -181,7 +181,7 @@ def fit_flow(
     before = back.evaluate(*others, batch_size=BATCH, verbose=0)
     stop = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
     seen = back.fit(batches(means[~aside], stds[~aside], spread, seed), steps_per_epoch=steps, epochs=epochs,
-                    validation_data=others, validation_batch_size=BATCH, callbacks=[stop], verbose=0)
+                    validation_data=others, validation_batch_size=BATCH, callbacks=[stop], shuffle=False, verbose=0)
     gain = before - min(seen.history["val_loss"])
     if not gain > 0:
         return 0.0

@@ -147,7 +147,7 @@ def latent_batches(
 @click.option("--out", help="A PNG file for a grid, or DIR/ for single images.  [default: faces_seed_SEED.png in the run's folder]")
 @click.pass_context
 def sample(context, run, count, seed, truncation, given, kept, last, out):
-    "Generate faces with a trained RUN, or with celeba, which comes with the package."
+    "Generate faces with a trained RUN, or with celeba or drawn, which come with the package."
     config = Run(find_run(run)).config
     latents = read_given(context, config, given, truncation)
     count = count if latents is None else len(latents)
