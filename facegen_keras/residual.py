@@ -11,7 +11,6 @@ import keras
 from keras import layers
 
 from .base.errors import input_error
-from .engine.flow import begin_flow, flow
 from .networks import IMAGE_SIZES, LEAKY_SLOPE
 
 # %% ../nbs/08_modern.ipynb #4ecf2a62
@@ -69,14 +68,14 @@ def make_residual_generator(
     latent_dim: int = 128,  # length of a latent vector
     width: int = 32,  # channels of the largest maps
     dtype: str = "float32",  # a Keras dtype policy; the pictures are float32 in any case
-    flow_blocks: int = 0,  # of `flow`, before everything else
+    bend=lambda latents: latents,  # what a flow makes of the latents, before everything else
 ) -> keras.Model:  # (B, latent_dim) float32 -> (B, image_size, image_size, 3) float32, about [-1, 1]
     "A residual block for each side from 4 to half of the picture's, and one thin stage at the picture's own."
     smallest, *others = reversed(level_channels(image_size, width))
     num_blocks, options = 1 + len(others), dict(dtype=dtype, kernel_initializer=keeping_size())
     latents = keras.Input((latent_dim,))
     codes = layers.Dense(latent_dim, name="spread", dtype="float32", kernel_initializer="identity",
-                         trainable=False)(flow(latents, flow_blocks))
+                         trainable=False)(bend(latents))
     maps = layers.Dense(SMALLEST_SIDE**2 * smallest, name="base", **options)(codes)
     maps = layers.Reshape((SMALLEST_SIDE, SMALLEST_SIDE, smallest), name="base_map", dtype=dtype)(maps)
     maps = residual_block(maps, num_blocks, "level1", dtype)
@@ -89,9 +88,7 @@ def make_residual_generator(
     maps = layers.UpSampling2D(2, interpolation="bilinear", name="edge_up", dtype=dtype)(maps)
     maps = edge_stage(maps, width // 2, dtype)
     images = layers.Conv2D(3, 3, padding="same", name="rgb_conv", **options)(maps)
-    generator = keras.Model(latents, layers.Activation("linear", name="rgb", dtype="float32")(images), name="generator")
-    begin_flow(generator)
-    return generator
+    return keras.Model(latents, layers.Activation("linear", name="rgb", dtype="float32")(images), name="generator")
 
 # %% ../nbs/08_modern.ipynb #9739a405
 def make_residual_discriminator(

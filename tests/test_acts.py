@@ -91,7 +91,7 @@ def test_spread_latents_have_the_mean_and_covariance_of_codes():
     gan = redrawing_gan()
     faces = np.random.default_rng(0).uniform(-1, 1, (300, 32, 32, 3)).astype("float32")
     means, log_variances = np.split(arrays([gan.encoder(faces)])[0], 2, axis=1)
-    mean, axes = fit_gaussian(*read_codes(gan.encoder, faces))
+    mean, axes = fit_gaussian(*read_codes(gan.encoder, [faces]))
     spread_codes(gan.generator, mean, axes)
     latents = np.random.default_rng(1).normal(size=(100_000, 8)).astype("float32")
     codes = arrays([keras.Model(gan.generator.input, gan.generator.get_layer("spread").output)(latents)])[0]
@@ -105,8 +105,8 @@ def test_spread_latents_have_the_mean_and_covariance_of_codes():
 def test_the_kept_encoder_answers_with_latents():
     """From a face's latents the generator makes what the decoder makes of its code."""
     gan, (images, _) = redrawing_gan(), batch()
-    spread_codes(gan.ema_generator, *fit_gaussian(*read_codes(gan.encoder, np.repeat(images, 8, 0) + 0.1 * np.random.default_rng(
-        0).normal(size=(64, 32, 32, 3)).astype("float32"))))
+    spread_codes(gan.ema_generator, *fit_gaussian(*read_codes(gan.encoder, [np.repeat(images, 8, 0) + 0.1 * np.random.default_rng(
+        0).normal(size=(64, 32, 32, 3)).astype("float32")])))
     codes = arrays([gan.encoder(images)])[0][:, :8]
     latents = latents_encoder(gan.encoder, gan.ema_generator)(images)
     for made, expected in zip(arrays([gan.ema_generator(latents)]), arrays([decoder(gan.ema_generator)(codes)])):

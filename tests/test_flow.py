@@ -10,8 +10,7 @@ from facegen_keras.config import RunConfig
 from facegen_keras.engine.encoder import decoder, fit_gaussian, latents_encoder, read_codes, spread_codes
 from facegen_keras.engine.flow import (
     LEAST_CODES, begin_flow, copy_flow, fit_flow, flow, flow_back, hand_over, num_blocks, still)
-from facegen_keras.gan import FaceGAN
-from facegen_keras.residual import make_residual_generator
+from facegen_keras.gan import FaceGAN, make_networks
 from facegen_keras.runs.shipped import generator_settings, refuse_another_generator
 
 
@@ -55,7 +54,7 @@ def test_there_and_back(latent_dim):
     latents = np.random.default_rng(1).normal(size=(50, latent_dim)).astype("float32")
     moved = values(network(latents))
     assert np.abs(np.linalg.norm(moved, axis=1) - np.linalg.norm(latents, axis=1)).max() > 0.1, "it does something"
-    np.testing.assert_allclose(values(back(moved)), latents, atol=1e-3)
+    np.testing.assert_allclose(values(back(moved)), latents, atol=5e-3)
 
 
 def test_the_stretches_are_those_of_space():
@@ -98,13 +97,13 @@ def test_an_encoder_undoes_the_flow():
     gan = FaceGAN.from_run_config(RunConfig.preset("small", image_size=32, width=2, latent_dim=8, batch_size=4), "redraw")
     rng = np.random.default_rng(0)
     faces = rng.uniform(-1, 1, (64, 32, 32, 3)).astype("float32")
-    spread_codes(gan.ema_generator, *fit_gaussian(*read_codes(gan.encoder, faces)))
+    spread_codes(gan.ema_generator, *fit_gaussian(*read_codes(gan.encoder, [faces])))
     bent(gan.ema_generator)
     copy_flow(gan.ema_generator, gan.generator)
     assert all(map(np.array_equal, *([layer.get_weights()[0] for layer in network.layers if layer.name.startswith("flow")]
                                      for network in (gan.generator, gan.ema_generator))))
     latents = values(latents_encoder(gan.encoder, gan.ema_generator)(faces))
-    means = read_codes(gan.encoder, faces)[0].astype("float32")
+    means = read_codes(gan.encoder, [faces])[0].astype("float32")
     made = values(gan.ema_generator(latents))
     np.testing.assert_allclose(made, values(decoder(gan.ema_generator)(means)), atol=2e-3)
     assert np.abs(values(gan.ema_generator(np.zeros_like(latents))) - made).max() > 0.01
@@ -118,7 +117,8 @@ def test_both_backends_begin_alike():
 
 
 def test_a_flow_of_another_length_is_another_generator(tmp_path):
-    make_residual_generator(32, 8, 2, flow_blocks=3).save(tmp_path / "generator.keras")
+    config = RunConfig.preset("small", image_size=32, latent_dim=8, width=2, flow_blocks=3)
+    make_networks(config)[0].save(tmp_path / "generator.keras")
     theirs = generator_settings(tmp_path / "generator.keras")
     assert theirs["flow_blocks"] == 3
     with pytest.raises(InputError, match="flow_blocks.*expected 3.*--set flow_blocks=3"):

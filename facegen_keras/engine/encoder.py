@@ -85,10 +85,13 @@ LEAST_VARIANCE = 1e-6  # of a direction of codes
 
 def read_codes(
     encoder: keras.Model,
-    faces,  # (N, S, S, 3) float32 in [-1, 1]
+    batches,  # yields (B, S, S, 3) float32 in [-1, 1]
+    mirrored: bool = False,  # those of the mirrored faces too?
 ) -> tuple[np.ndarray, np.ndarray]:  # (N, D) means, (N, D) standard deviations: float64
     "The codes of faces."
-    means, log_variances = np.split(encoder.predict(faces, 64, verbose=0).astype("float64"), 2, axis=1)
+    sides = (side for faces in batches for side in ((faces, faces[:, :, ::-1]) if mirrored else (faces,)))
+    codes = np.concatenate([encoder.predict(side, 64, verbose=0).astype("float64") for side in sides])
+    means, log_variances = np.split(codes, 2, axis=1)
     return means, np.exp(0.5 * log_variances)
 
 

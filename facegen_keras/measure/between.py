@@ -97,7 +97,7 @@ def warm_up(gan: FaceGAN) -> None:
     gan.generate(1)
     figure_to_png(loss_curves([], [gan.loss_row]), "Curves of no step.")
     if gan.loss_row.second == "encoder":
-        callbacks.read_codes(gan.encoder, np.zeros((64, gan.config.image_size, gan.config.image_size, 3), "float32"))
+        callbacks.read_codes(gan.encoder, [np.zeros((64, gan.config.image_size, gan.config.image_size, 3), "float32")])
 
 # %% ../../nbs/measure/between.ipynb #d4d68d62
 def between_steps(

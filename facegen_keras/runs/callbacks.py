@@ -27,11 +27,9 @@ from ..engine.encoder import fit_gaussian, read_codes, spread_codes
 from ..engine.flow import copy_flow, fit_flow
 from ..faces import Faces, readable_face, to_float
 from ..gan import FaceGAN
-from .checkpoint import (
-    Place, checkpoints, finite_state, place_in_name, restore_newest, save_checkpoint)
+from .checkpoint import Place, checkpoints, finite_state, place_in_name, restore_newest, save_checkpoint
 from .folder import Onlooker, Run
-from .session import (
-    Session, disk_trouble, measures_after, note_unreadable, out_of_patience, write_status)
+from .session import Session, disk_trouble, measures_after, note_unreadable, out_of_patience, write_status
 from .viz import figure_to_png, image_grid, loss_curves, timelapse, to_png
 
 # %% ../../nbs/runs/callbacks.ipynb #9c4f0bb5
@@ -270,7 +268,7 @@ def write_film(session: Session) -> None:
 class SpreadCodes(keras.callbacks.Callback):
     "While a run redraws: fits the Gaussian of codes after each epoch, so that faces can be drawn from it; in the end a flow too."
 
-    MOST_FACES, MOST_BEFORE, FEWEST_FACES, AT_ONCE = 20_000, 4_000, 256, 256
+    MOST_FACES, MOST_BEFORE, FEWEST_FACES = 20_000, 4_000, 256
 
     def __init__(self, session: Session):
         super().__init__()
@@ -278,23 +276,19 @@ class SpreadCodes(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if self.session.epoch_complete and self.model.loss_row.second == "encoder":
-            codes = self.codes()
+            last = self.session.act_complete
+            codes = read_codes(self.model.encoder, self.some_faces(), mirrored=last and self.session.config.flip)
             for generator in (self.model.generator, self.model.ema_generator):
                 spread_codes(generator, *fit_gaussian(*codes))
-            if self.session.act_complete:
+            if last:
                 fit_flow(self.model.ema_generator, *codes, seed=self.session.config.seed)
                 copy_flow(self.model.ema_generator, self.model.generator)
 
-    def codes(self) -> tuple[np.ndarray, np.ndarray]:
-        "Means and standard deviations, in the last epoch of the mirrored faces too."
-        faces, everything, found = self.session.faces, np.arange(len(self.session.faces)), []
+    def some_faces(self):  # yields (B, S, S, 3) float32
+        everything = np.arange(len(self.session.faces))
         places = spread(list(everything), self.num_faces())
-        for start in range(0, len(places), self.AT_ONCE):
-            some = to_float(np.stack([readable_face(faces, everything, place) for place in places[start:start + self.AT_ONCE]]))
-            found.append(read_codes(self.model.encoder, some))
-            if self.session.act_complete and self.session.config.flip:
-                found.append(read_codes(self.model.encoder, some[:, :, ::-1]))
-        return tuple(map(np.concatenate, zip(*found)))
+        for start in range(0, len(places), 256):
+            yield to_float(np.stack([readable_face(self.session.faces, everything, place) for place in places[start:start + 256]]))
 
     def num_faces(self) -> int:
         "Of the last epoch's, which the game begins with, as many as may be; of the others', which pictures show, a few."

@@ -42,7 +42,7 @@ def first_matrix(
     generator,  # a `keras.Model` of this package
 ) -> np.ndarray:  # (D, numbers of the first maps) float
     "How the first maps change with each latent number, at the mean face."
-    first = keras.Model(generator.input, generator.get_layer("base").output)
+    first = keras.Model(generator.inputs, generator.get_layer("base").output)
     steps = STEP * np.eye(generator.input_shape[-1], dtype="float32")
     there, back = (np.asarray(first.predict_on_batch(side), np.float64) for side in (steps, -steps))
     return (there - back) / (2 * STEP)

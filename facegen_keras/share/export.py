@@ -24,7 +24,7 @@ import numpy as np
 from ..base.files import naming, write_file
 from ..base.output import held_back_stderr
 from ..faces import to_pixels
-from ..gan import MAKERS, generate_faces
+from ..gan import MAKERS, generate_faces, network_options
 from .formats import EXPORT_FORMATS, check_format
 
 # %% ../../nbs/share/export.ipynb #980e9e3c
@@ -33,8 +33,7 @@ def plain_generator(
 ) -> keras.Model:  # (B, D) float32 -> (B, S, S, 3) float32
     "The averaged generator, computing in 32 bits whatever the run computes in."
     config = gan.config
-    network = MAKERS[config.networks]["generator"](image_size=config.image_size, latent_dim=config.latent_dim,
-                                                   width=config.width, dtype="float32")
+    network = MAKERS[config.networks]["generator"](dtype="float32", **network_options("generator", config))
     network.set_weights(gan.ema_generator.get_weights())
     return network
 
