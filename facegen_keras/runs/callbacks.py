@@ -238,8 +238,7 @@ def some_real_faces(
     count: int,  # at most
 ) -> np.ndarray:  # (N, S, S, 3) uint8
     "The same few real faces every time."
-    everything = np.arange(len(faces))
-    return np.stack([readable_face(faces, everything, place) for place in spread(list(everything), count)])
+    return np.stack([readable_face(faces, np.arange(len(faces)), place) for place in spread([*range(len(faces))], count)])
 
 # %% ../../nbs/runs/callbacks.ipynb #2b1ae13e
 MOST_FRAMES = 61  # before training and after each of the article's epochs; longer runs skip evenly
@@ -268,32 +267,27 @@ def write_film(session: Session) -> None:
 class SpreadCodes(keras.callbacks.Callback):
     "While a run redraws: fits the Gaussian of codes after each epoch, so that faces can be drawn from it; in the end a flow too."
 
-    MOST_FACES, MOST_BEFORE, FEWEST_FACES = 20_000, 4_000, 256
-
     def __init__(self, session: Session):
         super().__init__()
         self.session = session
 
     def on_train_batch_end(self, batch, logs=None):
         if self.session.epoch_complete and self.model.loss_row.second == "encoder":
-            last = self.session.act_complete
-            codes = read_codes(self.model.encoder, self.some_faces(), mirrored=last and self.session.config.flip)
-            for generator in (self.model.generator, self.model.ema_generator):
-                spread_codes(generator, *fit_gaussian(*codes))
-            if last:
+            codes = read_codes(self.model.encoder, self.some_faces(), mirrored=self.session.act_complete and self.session.config.flip)
+            spread_codes(self.model.ema_generator, *fit_gaussian(*codes))
+            if self.session.act_complete:
                 fit_flow(self.model.ema_generator, *codes, seed=self.session.config.seed)
-                copy_flow(self.model.ema_generator, self.model.generator)
+            copy_flow(self.model.ema_generator, self.model.generator)
 
     def some_faces(self):  # yields (B, S, S, 3) float32
         everything = np.arange(len(self.session.faces))
-        places = spread(list(everything), self.num_faces())
-        for start in range(0, len(places), 256):
-            yield to_float(np.stack([readable_face(self.session.faces, everything, place) for place in places[start:start + 256]]))
+        for places in np.array_split(some := spread(list(everything), self.num_faces()), 1 + len(some) // 256):
+            yield to_float(np.stack([readable_face(self.session.faces, everything, place) for place in places]))
 
     def num_faces(self) -> int:
         "Of the last epoch's, which the game begins with, as many as may be; of the others', which pictures show, a few."
-        few = max(self.FEWEST_FACES, len(self.session.faces) // 16)
-        return self.MOST_FACES if self.session.act_complete else min(self.MOST_BEFORE, few)
+        few = max(256, len(self.session.faces) // 16)
+        return 20_000 if self.session.act_complete else min(4_000, few)
 
 # %% ../../nbs/runs/callbacks.ipynb #97f45055
 class StopInTime(keras.callbacks.Callback):
