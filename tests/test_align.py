@@ -526,7 +526,7 @@ def test_the_command_from_photographs_to_faces(generated, tmp_path):
     (tmp_path / "photographs").mkdir()
     (tmp_path / "keras").mkdir()
     (tmp_path / "keras" / "keras.json").write_text(json.dumps({"image_data_format": "channels_first", "backend": "jax"}))
-    for number, (picture, _) in enumerate(groups(generated[:6], 6 * [None], seed=3)):
+    for number, (picture, _) in enumerate(groups(generated[6:12], 6 * [None], seed=3)):
         picture.save(tmp_path / "photographs" / f"{number}.jpg", quality=95)
     (tmp_path / "photographs" / "page.jpg").write_text("<!doctype html>")
     (tmp_path / "photographs" / "phone.heic").write_bytes(b"...")
@@ -536,5 +536,5 @@ def test_the_command_from_photographs_to_faces(generated, tmp_path):
     told = [line for line in done.stderr.splitlines() if not line.startswith("finding faces")]  # a line each half a minute
     assert done.returncode == 0 and told == [], done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] in [f"3 photographs: {count} faces in faces" for count in (5, 6)] and "not looked at: 1 .heic" in lines and "page.jpg: HTML, not a picture" in done.stdout, done.stdout
+    assert lines[0] == "3 photographs: 6 faces in faces" and "not looked at: 1 .heic" in lines and "page.jpg: HTML, not a picture" in done.stdout, done.stdout
     assert {Image.open(path).size for path in (tmp_path / "faces").glob("*.png")} == {(128, 128)}

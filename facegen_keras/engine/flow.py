@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLOW_UNITS', 'FLOW_EPOCHS', 'FLOW_BATCH', 'FLOW_RATE', 'FLOW_WEIGHT_DECAY', 'FLOW_PATIENCE', 'LEAST_CODES',
-           'KEPT_ASIDE', 'decide', 'turn', 'flow', 'flow_back', 'hand_over', 'num_blocks', 'begin_flow', 'still',
-           'copy_flow', 'drawn_codes', 'batches', 'fit_flow']
+           'KEPT_ASIDE', 'decide', 'turn', 'flow_layers', 'num_blocks', 'begin_flow', 'still', 'copy_flow', 'flow',
+           'flow_back', 'hand_over', 'parts', 'batches', 'fit_flow']
 
 # %% ../../nbs/engine/flow.ipynb #0a7b53d0
 import keras
@@ -36,6 +36,43 @@ def turn(
     "The numbers seen along other axes, at right angles to each other."
     return layers.Dense(numbers.shape[-1], use_bias=False, name=name, dtype="float32", trainable=False, kernel_initializer="identity")(numbers)
 
+# %% ../../nbs/engine/flow.ipynb #508180ec
+def flow_layers(
+    network: keras.Model,
+    *endings: str,  # of their names; none: all
+) -> list[keras.layers.Layer]:
+    "The layers of a network's flow that have weights."
+    return [layer for layer in network.layers if layer.name.startswith("flow") and layer.name.endswith(endings or ("",))]
+
+
+def num_blocks(network: keras.Model) -> int:
+    "How long a network's flow is."
+    return len(flow_layers(network, "_turn"))
+
+
+def begin_flow(network: keras.Model) -> None:
+    "Draws the turns, and what the halves begin to decide by; the same ones for each network and backend."
+    rng = np.random.default_rng(0)
+    for layer in flow_layers(network, "_turn", "_hidden"):
+        kernel, *bias = layer.get_weights()
+        drawn = rng.normal(size=kernel.shape) / np.sqrt(len(kernel))
+        layer.set_weights([np.linalg.qr(drawn)[0] if layer.name.endswith("_turn") else drawn, *bias])
+
+
+def still(network: keras.Model) -> None:
+    "Has a flow turn the latents and no more."
+    for layer in flow_layers(network, "_shift", "_stretch"):
+        layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
+
+
+def copy_flow(
+    source: keras.Model,
+    target: keras.Model,  # with as long a flow the same way; changed here
+) -> None:
+    "Gives one network another's flow and its layer `spread`."
+    for layer in [*flow_layers(source), source.get_layer("spread")]:
+        target.get_layer(layer.name).set_weights(layer.get_weights())
+
 # %% ../../nbs/engine/flow.ipynb #f686041b
 def flow(
     latents,  # (B, D) float32: a Keras input
@@ -47,10 +84,10 @@ def flow(
         half = latents.shape[-1] // 2
         first, second = latents[:, :half], latents[:, half:]
         shift, stretch = decide(first, second.shape[-1], f"flow{block}_second", False)
-        second = layers.Add(dtype="float32")([layers.Multiply(dtype="float32")([second, ops.exp(stretch)]), shift])
+        second = second * ops.exp(stretch) + shift
         shift, stretch = decide(second, first.shape[-1], f"flow{block}_first", False)
-        first = layers.Add(dtype="float32")([layers.Multiply(dtype="float32")([first, ops.exp(stretch)]), shift])
-        latents = layers.Concatenate(dtype="float32")([first, second])
+        first = first * ops.exp(stretch) + shift
+        latents = ops.concatenate([first, second], 1)
     return latents
 
 # %% ../../nbs/engine/flow.ipynb #2826c1f8
@@ -65,12 +102,12 @@ def flow_back(
         half = codes.shape[-1] // 2
         first, second = codes[:, :half], codes[:, half:]
         shift, stretch = decide(second, first.shape[-1], f"flow{block}_first", trainable)
-        first = layers.Multiply(dtype="float32")([layers.Add(dtype="float32")([first, shift]), ops.exp(stretch)])
+        first = (first + shift) * ops.exp(stretch)
         stretches.append(stretch)
         shift, stretch = decide(first, second.shape[-1], f"flow{block}_second", trainable)
-        second = layers.Multiply(dtype="float32")([layers.Add(dtype="float32")([second, shift]), ops.exp(stretch)])
+        second = (second + shift) * ops.exp(stretch)
         stretches.append(stretch)
-        codes = turn(layers.Concatenate(dtype="float32")([first, second]), f"flow{block}_turn")
+        codes = turn(ops.concatenate([first, second], 1), f"flow{block}_turn")
     return codes, stretches
 
 
@@ -79,79 +116,47 @@ def hand_over(
     target: keras.Model,  # that has as long a flow the other way; changed here
 ) -> None:
     "Makes one flow undo another."
-    for layer in target.layers:
-        if layer.name.startswith("flow"):
-            weights = source.get_layer(layer.name).get_weights()
-            if layer.name.endswith("_turn"):
-                weights = [weights[0].T]
-            elif not layer.name.endswith("_hidden"):
-                weights = [-weight for weight in weights]
-            layer.set_weights(weights)
-
-# %% ../../nbs/engine/flow.ipynb #c0b8d544
-FLOW_EPOCHS, FLOW_BATCH, FLOW_RATE, FLOW_WEIGHT_DECAY, FLOW_PATIENCE = 15, 256, 1e-3, 1e-2, 3  # of learning a flow
-LEAST_CODES = 256
-KEPT_ASIDE = 20  # one code in so many
+    for layer in flow_layers(target):
+        weights = source.get_layer(layer.name).get_weights()
+        if layer.name.endswith("_turn"):
+            weights = [weights[0].T]
+        elif not layer.name.endswith("_hidden"):
+            weights = [-weight for weight in weights]
+        layer.set_weights(weights)
 
 
-def num_blocks(network: keras.Model) -> int:
-    "How long a network's flow is."
-    return sum(layer.name.startswith("flow") and layer.name.endswith("_turn") for layer in network.layers)
-
-
-def begin_flow(network: keras.Model) -> None:
-    "Draws the turns, and what the halves begin to decide by; the same ones for each network and backend."
-    rng = np.random.default_rng(0)
-    for layer in network.layers:
-        if layer.name.startswith("flow") and layer.name.endswith(("_turn", "_hidden")):
-            kernel, *bias = layer.get_weights()
-            drawn = rng.normal(size=kernel.shape) / np.sqrt(len(kernel))
-            layer.set_weights([np.linalg.qr(drawn)[0] if layer.name.endswith("_turn") else drawn, *bias])
-
-
-def still(network: keras.Model) -> None:
-    "Has a flow turn the latents and no more."
-    for layer in network.layers:
-        if layer.name.startswith("flow") and layer.name.endswith(("_shift", "_stretch")):
-            layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
-
-
-def copy_flow(
-    source: keras.Model,
-    target: keras.Model,  # with as long a flow the same way; changed here
-) -> None:
-    "Gives one network another's flow and its layer `spread`."
-    for layer in source.layers:
-        if layer.name.startswith(("flow", "spread")):
-            target.get_layer(layer.name).set_weights(layer.get_weights())
+def parts(
+    generator: keras.Model,  # begins with a flow and the layer `spread`
+) -> tuple:  # three `keras.Model`: latents -> numbers, numbers -> latents, numbers -> images
+    "A generator's flow, the way back, and what follows the flow."
+    numbers = generator.get_layer("spread").input
+    codes = keras.Input(numbers.shape[1:])
+    back = keras.Model(codes, flow_back(codes, num_blocks(generator))[0])
+    hand_over(generator, back)
+    return keras.Model(generator.inputs, numbers), back, keras.Model(numbers, generator.output)
 
 # %% ../../nbs/engine/flow.ipynb #7b86d037
-def drawn_codes(
-    means: np.ndarray,  # (N, D) float: of the faces' codes
-    stds: np.ndarray,  # (N, D) float
-    spread: tuple[np.ndarray, np.ndarray],  # (D, D) axes and (D,) mean of all codes
-    rng: np.random.Generator,
-) -> np.ndarray:  # (N, D) float32
-    "A draw of each face's code, before the layer `spread`."
-    axes, mean = spread
-    return ((means + stds * rng.normal(size=means.shape) - mean) @ np.linalg.inv(axes.astype("float64"))).astype("float32")
-
-
 def batches(
-    means: np.ndarray,  # (N, D) float
-    stds: np.ndarray,  # (N, D) float
-    spread: tuple[np.ndarray, np.ndarray],  # as in `drawn_codes`
+    means: np.ndarray,  # (N, D) float: of codes, as latents of the Gaussian
+    noise: np.ndarray,  # (N, D) float: their standard deviations, along the codes' own numbers
+    back: np.ndarray,  # (D, D) float: from codes to latents of the Gaussian
     seed: int,
-):  # yields ((B, D) float32 codes, what stands for targets) without end
+):  # yields ((B, D) float32, what stands for targets) without end
     "Codes in random order, each time drawn anew."
     rng, size = np.random.default_rng([seed, 2]), min(FLOW_BATCH, len(means))
     while True:
         order = rng.permutation(len(means))
         for start in range(0, len(order) - size + 1, size):
             rows = order[start:start + size]
-            yield drawn_codes(means[rows], stds[rows], spread, rng), np.zeros((size, 1), "float32")
+            drawn = means[rows] + (noise[rows] * rng.normal(size=(size, len(back)))) @ back
+            yield drawn.astype("float32"), np.zeros((size, 1), "float32")
 
 # %% ../../nbs/engine/flow.ipynb #1b8c74c7
+FLOW_EPOCHS, FLOW_BATCH, FLOW_RATE, FLOW_WEIGHT_DECAY, FLOW_PATIENCE = 15, 256, 1e-3, 1e-2, 3  # of learning a flow
+LEAST_CODES = 256
+KEPT_ASIDE = 20  # one code in so many
+
+
 def fit_flow(
     generator: keras.Model,  # begins with a flow and the layer `spread`; its flow is changed here
     means: np.ndarray,  # (N, D) float: of the faces' codes
@@ -165,22 +170,24 @@ def fit_flow(
     if not length or len(means) < LEAST_CODES:
         return 0.0
     latents, stretches = flow_back(codes := keras.Input((latent_dim,)), length, trainable=True)
-    back = keras.Model(codes, layers.Concatenate(dtype="float32")([latents, *stretches]))
+    back = keras.Model(codes, ops.concatenate([latents, *stretches], 1))
     hand_over(generator, back)
 
     def surprise(_, outputs):
         return 0.5 * ops.sum(ops.square(outputs[:, :latent_dim]), 1) - ops.sum(outputs[:, latent_dim:], 1)
 
     aside = np.arange(len(means)) % KEPT_ASIDE == 0
-    spread = generator.get_layer("spread").get_weights()
-    others = drawn_codes(means[aside], stds[aside], spread, np.random.default_rng([seed, 1]))
-    others = others, np.zeros((len(others), 1), "float32")
+    axes, mean = generator.get_layer("spread").get_weights()
+    inverse = np.linalg.inv(axes.astype("float64"))
+    means = (means - mean) @ inverse
+    noise = stds[aside] * np.random.default_rng([seed, 1]).normal(size=(aside.sum(), latent_dim))
+    others = (means[aside] + noise @ inverse).astype("float32"), np.zeros((aside.sum(), 1), "float32")
     steps = max(1, int((~aside).sum()) // FLOW_BATCH)
     rate = keras.optimizers.schedules.CosineDecay(FLOW_RATE, epochs * steps)
     back.compile(keras.optimizers.AdamW(rate, weight_decay=FLOW_WEIGHT_DECAY), loss=surprise, jit_compile=keras.backend.backend() == "jax")
     before = back.evaluate(*others, batch_size=FLOW_BATCH, verbose=0)
     stop = keras.callbacks.EarlyStopping(patience=FLOW_PATIENCE, restore_best_weights=True)
-    seen = back.fit(batches(means[~aside], stds[~aside], spread, seed), steps_per_epoch=steps, epochs=epochs,
+    seen = back.fit(batches(means[~aside], stds[~aside], inverse, seed), steps_per_epoch=steps, epochs=epochs,
                     validation_data=others, validation_batch_size=FLOW_BATCH, callbacks=[stop], shuffle=False, verbose=0)
     gain = before - min(seen.history["val_loss"])
     if not gain > 0:

@@ -19,6 +19,7 @@ from ..base.errors import input_error
 from ..config import RunConfig
 from ..engine.backend import backend
 from ..engine.encoder import PIXEL_STD
+from ..engine.flow import num_blocks, parts
 from ..faces import to_float
 from ..features.distances import box_mean, distance_blocks
 from ..features.features import in_batches
@@ -175,14 +176,16 @@ def descend(
     num_steps: int,
     progress,  # called with numbers of steps, done and in all
 ) -> np.ndarray:  # (N, D) float32: latents
-    "The descent of all faces, batch by batch; the last batch is filled up."
+    "The descent of all faces, batch by batch, behind the flow if there is one; the last batch is filled up."
     batch_size, found = min(BATCH_OF_FACES, len(faces)), []
-    descent, batches = Descent(generator, config, batch_size, num_steps), range(0, len(faces), batch_size)
+    there, back, rest = parts(generator) if num_blocks(generator) else (np.asarray, np.asarray, generator)
+    start = ops.convert_to_numpy(there(start))
+    descent, batches = Descent(rest, config, batch_size, num_steps), range(0, len(faces), batch_size)
     for number, first in enumerate(batches):
         rows = np.minimum(np.arange(first, first + batch_size), len(faces) - 1)
         found.append(descent(to_float(faces[rows]), start[rows],
                              lambda step: progress(number * num_steps + step, len(batches) * num_steps)))
-    return np.concatenate(found)[:len(faces)]
+    return ops.convert_to_numpy(back(np.concatenate(found)[:len(faces)]))
 
 # %% ../../nbs/use/project.ipynb #bfa698f1
 GIVEN = "A picture that was given to facegen_keras, cropped."
