@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -255,11 +253,7 @@ def bench(context, image_size, batch_size, width, rounds, costs, out):
     RunConfig(image_size=image_size)
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # each contender has a process of its own
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    if importlib.util.find_spec("torch"):  # it and TensorFlow each bring an LLVM, and must not find each other's
-        sys.setdlopenflags(os.RTLD_NOW | getattr(os, "RTLD_DEEPBIND", 0))
     start_keras()
-    if importlib.util.find_spec("torch"):
-        importlib.import_module("torch")
     report = functools.partial(say, err=True)
     if costs:
         from facegen_keras.measure.costs import costs_table, measure_costs

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import types
 import zipfile
 
 import numpy as np
@@ -295,20 +294,12 @@ def test_a_signal_pauses(tmp_path):
 
 
 @pytest.mark.slow
-def test_bench_measures_every_contender_in_one_run(facegen, tmp_path, monkeypatch):
-    from facegen_keras.measure import benchmark
-
-    in_own_process = benchmark.in_own_process
-
-    def one_in_its_own_process(function, name, **size):
-        return in_own_process(function, name=name, **size) if name == "package, float32" else None
-
-    monkeypatch.setattr(benchmark, "in_own_process", one_in_its_own_process)  # the others would do the same
+def test_bench_measures_every_contender_in_one_run(facegen, tmp_path):
     outcome = facegen("bench", "--size", "32", "--batch", "4", "--width", "4", "--rounds", "2", "--out", tmp_path / "record.json")
     assert outcome.status == 0 and "| published, float32 |" in outcome.out and "ceiling: convolution" in outcome.out
     record = json.loads((tmp_path / "record.json").read_text())
     assert {"published, float32", "keras, float32", "package, float32"} <= record["contenders"].keys()
-    assert record["contenders"]["package, float32"]["gigabytes"] > 0.1
+    assert all(row["gigabytes"] > 0.1 for row in record["contenders"].values())
     assert record["contenders"]["published, float32"]["times_first"] == 1 and record["about"]["rounds"] == 2
     assert facegen("bench", "--size", "100").status == 2
 
@@ -322,19 +313,47 @@ ENDED_BY_ITSELF = {"an error": ("import sys; print('a\\nno memory', file=sys.std
 def test_a_contender_that_cannot_be_measured_is_one_line(monkeypatch, capsys, code, said):
     from facegen_keras.measure import benchmark
 
-    run = subprocess.run
-    monkeypatch.setattr(benchmark.subprocess, "run", lambda command, **options: run([*command[:2], code], **options))
-    assert benchmark.in_own_process("alone", name="torch, float32") is None
+    popen = subprocess.Popen
+    monkeypatch.setattr(benchmark.subprocess, "Popen", lambda command, **options: popen([*command[:2], code], **options))
+    with benchmark.Contender("torch, float32") as contender:
+        assert contender.steps(1) == [] and contender.process.returncode is not None
     assert capsys.readouterr().err == f"torch, float32: {said}\n"
+
+
+def test_a_contender_that_ends_is_left_out_of_the_record(monkeypatch, capsys):
+    from facegen_keras.measure import benchmark
+
+    class Made:
+        """Takes so many steps."""
+        lives = {"published, float32": 100, "package, float32": 3, "modern, float32": 1, "matrix product": 3, "convolution": 0}
+
+        def __init__(self, name, **size):
+            self.left = self.lives[name]
+
+        def step(self):
+            self.left -= 1
+            return {"seconds": 2.0 if self.left > 50 else 1.0, "gigabytes": 1.0} if self.left >= 0 else None
+
+        __enter__, __exit__ = lambda self: self, lambda self, *problem: None
+
+    monkeypatch.setattr(benchmark, "Contender", Made)
+    monkeypatch.setattr(benchmark, "contenders", lambda **size: dict.fromkeys(list(Made.lives)[:3]))
+    told = []
+    record = benchmark.measure(32, 4, 4, rounds=2, report=told.append)
+    assert record["contenders"].keys() == {"published, float32", "package, float32"}
+    assert record["contenders"]["package, float32"]["times_first"] == 2 and record["contenders"]["published, float32"]["times_first"] == 1
+    assert list(record["ceilings_gflop_per_s"]) == ["matrix product"]
+    assert told == ["package, float32: done", "modern, float32: left out", "matrix product: done", "convolution: left out"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
 def test_a_contender_does_not_outlive_the_command(tmp_path, monkeypatch, number):
     from facegen_keras.measure import benchmark
 
-    codes, run = [], subprocess.run
-    monkeypatch.setattr(benchmark.subprocess, "run", lambda command, **options: codes.append(command[2]) or run([sys.executable, "-c", "print(1)"], **options))
-    benchmark.in_own_process("alone")
+    codes, popen = [], subprocess.Popen
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark.subprocess, "Popen", lambda command, **options: codes.append(command[2]) or popen([sys.executable, "-c", "1"], **options))
+        with benchmark.Contender("package, float32"): pass
     assert codes[0].startswith(benchmark.DIES_WITH_ITS_PARENT)
     waits = benchmark.DIES_WITH_ITS_PARENT + "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     command = subprocess.Popen([sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {waits!r}])"],
@@ -371,7 +390,7 @@ def test_the_rivals_of_a_benchmark_are_at_their_best(monkeypatch):
             benchmark.keras_step(config, np.zeros((4, 32, 32, 3), "float32"))
     assert asked == [False, True], "XLA as `fit` chooses it"
 
-    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: name == "torch")
     names = benchmark.contenders(32, 4, 4)
     assert {"torch, float32", "torch, float32, compiled"} <= names.keys()
 

@@ -66,7 +66,7 @@ WEIGHTS = {
     "NaN in the generator": ("a loss", dict(network="generator", value=np.nan)),
     "infinity in the discriminator": ("a loss", dict(network="discriminator", value=np.inf)),
     "NaN in a moving statistic, which no loss shows": (
-        "a weight", dict(network="generator", which="non_trainable_variables")),
+        "generator/006/moving_mean", dict(network="generator", which="non_trainable_variables")),
 }
 
 

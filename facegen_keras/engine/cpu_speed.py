@@ -149,7 +149,7 @@ def speed_up_adam(adam: keras.optimizers.Adam) -> None:
         adam.update_step = functools.partial(update_step, adam)
 
 # %% ../../nbs/engine/cpu_speed.ipynb #bea506dd
-WIDE_KERNEL = 2**15  # channels in times channels out, from where on fewer products are faster
+WIDE_KERNEL = {"float32": 2**15, "bfloat16": 2**16}  # channels in times channels out, from where on fewer products pay
 
 
 def speed_up(
@@ -160,14 +160,14 @@ def speed_up(
         return
     for layer in network.layers:
         dtype, kernel = layer.compute_dtype, layer.kernel.shape if hasattr(layer, "kernel") else ()
-        if dtype not in ("bfloat16", "float32"):
+        if dtype not in WIDE_KERNEL:
             continue
         size = np.prod(kernel[2:]) if kernel[:2] == (5, 5) else 0
         if isinstance(layer, layers.BatchNormalization):
             layer.call = functools.partial(batch_normalise, layer)
-        elif size >= WIDE_KERNEL and isinstance(layer, layers.Conv2D):
+        elif size >= WIDE_KERNEL[dtype] and isinstance(layer, layers.Conv2D):
             layer.convolution_op = functools.partial(convolve_again, kind="half" if layer.strides[0] == 2 else "same")
-        elif size >= WIDE_KERNEL and isinstance(layer, layers.Conv2DTranspose) and layer.strides[0] == 2:
+        elif size >= WIDE_KERNEL[dtype] and isinstance(layer, layers.Conv2DTranspose) and layer.strides[0] == 2:
             layer.call = functools.partial(convolve_transposed, layer)
 
 

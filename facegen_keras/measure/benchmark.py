@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['DIES_WITH_ITS_PARENT', 'plain_parts', 'published_step', 'keras_step', 'package_step', 'torch_networks', 'torch_step',
-           'contenders', 'ceilings', 'alone', 'most_memory', 'available_bytes', 'in_own_process', 'measure', 'about',
-           'row', 'as_table']
+           'contenders', 'ceilings', 'take_steps', 'most_memory', 'available_bytes', 'Contender', 'measure',
+           'median_seconds', 'about', 'row', 'as_table']
 
 # %% ../../nbs/measure/benchmark.ipynb #d7259e0f
+import contextlib
+import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -15,6 +18,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -189,19 +193,22 @@ def contenders(
     size = dict(image_size=image_size, batch_size=batch_size, width=width)
     exact, fast = (RunConfig.preset("article", **size, precision=precision) for precision in ("float32", here))
     images = np.random.default_rng(0).uniform(-1, 1, (batch_size, image_size, image_size, 3)).astype("float32")
-    images = ops.convert_to_tensor(images)
+
+    def on(make_step, config):
+        return lambda: make_step(config, ops.convert_to_tensor(images))
+
     makers = {}
     if keras.backend.backend() == "tensorflow":
-        makers |= {"published, float32": partial(published_step, exact, images),
-                   "keras, float32": partial(keras_step, exact, images)}
-    makers["package, float32"] = partial(package_step, exact, images)
+        makers |= {"published, float32": on(published_step, exact),
+                   "keras, float32": on(keras_step, exact)}
+    makers["package, float32"] = on(package_step, exact)
     if here != "float32":
         if keras.backend.backend() == "tensorflow":
-            makers[f"keras, {here}"] = partial(keras_step, fast, images)
-        makers[f"package, {here}"] = partial(package_step, fast, images)
+            makers[f"keras, {here}"] = on(keras_step, fast)
+        makers[f"package, {here}"] = on(package_step, fast)
     modern = RunConfig.preset("modern", **size | {"width": max(1, width // 2)}, precision=here)
-    makers[f"modern, {here}"] = partial(package_step, modern, images)
-    if "torch" in sys.modules:
+    makers[f"modern, {here}"] = on(package_step, modern)
+    if importlib.util.find_spec("torch"):
         makers |= {"torch, float32": partial(torch_step, exact, images),
                    "torch, float32, compiled": partial(torch_step, exact, images, False, True)}
         if here == "bfloat16":
@@ -210,7 +217,7 @@ def contenders(
     return makers
 
 # %% ../../nbs/measure/benchmark.ipynb #8314eb81
-def ceilings(precision: str, batch_size: int) -> dict:  # name -> (function, GFLOP of a call)
+def ceilings(precision: str, batch_size: int) -> dict:  # name -> (function without arguments, GFLOP of a call)
     "What the device reaches when there is nothing but arithmetic."
     matrix = keras.random.normal((2048, 2048), dtype=precision)
     maps = keras.random.normal((batch_size, 32, 32, 256), dtype=precision)
@@ -221,22 +228,21 @@ def ceilings(precision: str, batch_size: int) -> dict:  # name -> (function, GFL
             "convolution": (lambda: float(convolution(maps, kernel)), 2e-9 * batch_size * 32 * 32 * 25 * 256 * 256)}
 
 # %% ../../nbs/measure/benchmark.ipynb #0a8cbeee
-def alone(
-    name: str,  # a key of `contenders`
+def take_steps(
+    name: str,  # of a contender or a ceiling
     image_size: int,
     batch_size: int,
     width: int,
-    num_steps: int = 1,  # timed, after one that is not
-) -> dict:  # seconds: the median of the steps; gigabytes: the most that this process, or its GPU, has held
-    "Steps of a contender that has a process of its own."
-    if name.startswith("torch"):
-        import torch  # noqa: F401
-    step, seconds = contenders(image_size, batch_size, width)[name](), []
-    for _ in range(1 + num_steps):
+) -> None:
+    "A step for each line that comes in, and a line of JSON for each step: seconds, gigabytes."
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    makers = contenders(image_size, batch_size, width)
+    step = makers[name]() if name in makers else ceilings(choose_precision("auto"), batch_size)[name][0]
+    for _ in sys.stdin:
         start = time.perf_counter()
         step()
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": float(np.median(seconds[1:])), "gigabytes": most_memory() / 1e9}
+        answer = {"seconds": time.perf_counter() - start, "gigabytes": most_memory() / 1e9}
+        print(json.dumps(answer), file=answers, flush=True)
 
 # %% ../../nbs/measure/benchmark.ipynb #3843e568
 def most_memory() -> int:
@@ -260,44 +266,70 @@ def available_bytes() -> int:  # -1: no limit is known
 DIES_WITH_ITS_PARENT = "import ctypes, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); "  # by SIGKILL
 
 
-def in_own_process(function: str, **arguments):  # what it returns; None if it fails, for lack of memory for one
-    "Calls a function of this module in another process, which may have the memory that is free and no more."
-    limit = available_bytes()
-    code = (f"{DIES_WITH_ITS_PARENT}import json, resource; resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit})); "
-            f"sys.setdlopenflags({sys.getdlopenflags()}); from facegen_keras.measure import benchmark; "
-            f"print(json.dumps(benchmark.{function}(**{arguments!r})))")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    if done.returncode:
-        said = [f"a process of its own ended with {done.returncode}", *done.stderr.splitlines()][-1]
-        say(f"{arguments.get('name', function)}: {said}", err=True)
+class Contender:
+    "One that takes steps in a process of its own, which may have the memory that is free and no more."
+
+    def __init__(self, name: str, **size):  # of `take_steps`
+        limit, self.name, self.errors = available_bytes(), name, tempfile.TemporaryFile("w+")
+        first = "import torch; " * name.startswith("torch")  # before TensorFlow, whose LLVM it must not find
+        code = (f"{DIES_WITH_ITS_PARENT}import resource; resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit})); "
+                f"{first}from facegen_keras.measure import benchmark; benchmark.take_steps({name!r}, **{size!r})")
+        self.process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=self.errors, text=True,
+                                        env=os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"})  # of other limits
+
+    def step(self) -> dict | None:  # seconds, gigabytes; None: it has ended, and one line has said so
+        with contextlib.suppress(BrokenPipeError):
+            print(file=self.process.stdin, flush=True)
+        if answer := self.process.stdout.readline():
+            return json.loads(answer)
+        if self.process.returncode is None:
+            self.errors.seek(0)
+            said = [f"a process of its own ended with {self.process.wait()}", *self.errors.read().splitlines()][-1]
+            say(f"{self.name}: {said}", err=True)
         return None
-    return json.loads(done.stdout.splitlines()[-1])
+
+    def steps(self, count: int) -> list[dict]:  # as `step` gives them, of those that follow the first, which compiles
+        return [answer for answer in (self.step() for _ in range(1 + count)) if answer][1:]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *problem):
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
 
 # %% ../../nbs/measure/benchmark.ipynb #5d7e7720
 def measure(
     image_size: int = 128,  # side, pixels
     batch_size: int = 16,
     width: int = 64,  # channels next to the image; 64: the article's networks
-    rounds: int = 7,  # each contender takes one step in each
-    report=lambda line: None,  # called with a line a round
+    rounds: int = 7,  # steps of each contender
+    report=lambda line: None,  # called with a line a contender
 ) -> dict:  # what was measured, and on what; can be written as JSON
-    "Steps and ceilings, interleaved; medians of times, and of ratios within a round."
+    "Steps and ceilings, each in turn with the first; medians of times, and of ratios within a pair of steps."
     size = dict(image_size=image_size, batch_size=batch_size, width=width)
-    memory = {name: in_own_process("alone", name=name, **size) for name in contenders(**size)}
-    steps = {name: make() for name, make in contenders(**size).items()}
-    tops = ceilings(choose_precision("auto"), batch_size)
-    calls = steps | {name: call for name, (call, _) in tops.items()}
-    seconds = {name: [] for name in calls}
-    for round_ in range(-1, rounds):  # the first compiles
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name] += [time.perf_counter() - start] if round_ >= 0 else []
-        report(f"round {round_ + 1} of {rounds}" if round_ >= 0 else "compiling")
+    tops = {name: gflop for name, (_, gflop) in ceilings(choose_precision("auto"), batch_size).items()}
+    first, *others = contenders(**size)
+    pairs, own = {}, []
+    with Contender(first, **size) as measure_of_all:
+        for name in [*others, *tops]:
+            with Contender(name, **size) as contender:
+                steps = ((measure_of_all.step(), contender.step()) for _ in range(1 + rounds))
+                found = list(itertools.takewhile(all, steps))[1:]
+            if len(found) == rounds:
+                pairs[name] = found
+                own += [(answer, answer) for answer, _ in found]
+            report(f"{name}: {'left out' if name not in pairs else 'done'}")
+    pairs[first] = own
     return {"about": about(**size, rounds=rounds, **processor()),
-            "ceilings_gflop_per_s": {name: round(gflop / float(np.median(seconds[name])), 1)
-                                     for name, (_, gflop) in tops.items()},
-            "contenders": {name: row(name, seconds, memory[name], **size) for name in steps}}
+            "ceilings_gflop_per_s": {name: round(tops[name] / median_seconds(pairs[name]), 1) for name in tops if name in pairs},
+            "contenders": {name: row(name, pairs[name], **size) for name in (first, *others) if name in pairs}}
+
+
+def median_seconds(pairs: list) -> float:
+    return float(np.median([answer["seconds"] for _, answer in pairs]))
 
 # %% ../../nbs/measure/benchmark.ipynb #f3b80450
 def about(**what) -> dict:
@@ -309,22 +341,20 @@ def about(**what) -> dict:
 # %% ../../nbs/measure/benchmark.ipynb #82ef2785
 def row(
     name: str,  # of a contender
-    seconds: dict,  # name -> a list, a number a round; the first contender's are the measure of all
-    memory: dict | None,  # as `alone` gives it
+    pairs: list,  # a step of the first contender and one of this: seconds, gigabytes each
     image_size: int,
     batch_size: int,
     width: int,
 ) -> dict:
     "A contender's line of the record."
-    kind, median = name.split(",")[0], float(np.median(seconds[name]))
+    kind, median = name.split(",")[0], median_seconds(pairs)
     preset, width = ("modern", max(1, width // 2)) if kind == "modern" else ("article", width)
     gan = FaceGAN.from_run_config(RunConfig.preset(preset, image_size=image_size, width=width, precision="float32"))
-    first = np.array(next(iter(seconds.values())))
     return {
         "images_per_s": round(batch_size / median, 3),
-        "times_first": round(float(np.median(first / np.array(seconds[name]))), 3),
+        "times_first": round(float(np.median([first["seconds"] / answer["seconds"] for first, answer in pairs])), 3),
         "gflop_per_s": round(batch_size * step_gflop(gan, kind if kind in SCHEDULES else None) / median, 1),
-        "gigabytes": memory and round(memory["gigabytes"], 2),
+        "gigabytes": round(max(answer["gigabytes"] for _, answer in pairs), 2),
     }
 
 # %% ../../nbs/measure/benchmark.ipynb #d4488bf0
@@ -334,7 +364,7 @@ def as_table(record: dict) -> str:  # Markdown
     lines = ["| step | images/s | times the first | GFLOP/s | share of the ceiling | GB at most |",
              "|---|---:|---:|---:|---:|---:|"]
     lines += [f"| {name} | {row['images_per_s']:.1f} | {row['times_first']:.2f} | {row['gflop_per_s']:.0f} "
-              f"| {row['gflop_per_s'] / top:.0%} | {row['gigabytes'] or 'not measured'} |"
+              f"| {row['gflop_per_s'] / top:.0%} | {row['gigabytes']} |"
               for name, row in record["contenders"].items()]
     lines += [f"| *ceiling: {name}* | | | {value:.0f} | {value / top:.0%} | |"
               for name, value in record["ceilings_gflop_per_s"].items()]

@@ -11,8 +11,6 @@ import dataclasses
 import tempfile
 import time
 
-import numpy as np
-
 from ..config import RunConfig
 from ..faces import load_faces
 from ..gan import FaceGAN
@@ -86,18 +84,18 @@ def end_of_an_epoch(
             clocks.enter_context(timing(callback, "on_train_batch_end", taken, callback.__name__))
             clocks.enter_context(timing(callback, "on_train_begin", taken, "start"))
         clocks.enter_context(timing(TimedGAN, "fit", taken, "fit"))
-        warm_up(gan)
+        warm_up(gan, session)
         run_session(gan, session)
     steps = gan.step_seconds
     return taken, steps[1:], taken.pop("fit") - taken.pop("start") - steps[0]
 
 
-def warm_up(gan: FaceGAN) -> None:
-    "Has everything that is loaded or compiled once in a session loaded or compiled."
+def warm_up(gan: FaceGAN, session: Session) -> None:
+    "Has everything that is loaded, drawn or compiled once in a session loaded, drawn or compiled."
     gan.generate(1)
     figure_to_png(loss_curves([], [gan.loss_row]), "Curves of no step.")
     if gan.loss_row.second == "encoder":
-        callbacks.read_codes(gan.encoder, [np.zeros((64, gan.config.image_size, gan.config.image_size, 3), "float32")])
+        callbacks.read_codes(gan.encoder, callbacks.SpreadCodes(session).some_faces())
 
 # %% ../../nbs/measure/between.ipynb #d4d68d62
 def between_steps(

@@ -23,7 +23,7 @@ from ..engine.backend import backend
 from ..engine.precision import choose_precision
 from ..faces import Faces, load_faces
 from ..gan import FaceGAN
-from .benchmark import about, in_own_process
+from .benchmark import Contender, about
 from .processor import processor
 from ..runs.checkpoint import Place, save_checkpoint
 from ..toyfaces import ToyFaces
@@ -43,8 +43,9 @@ def step_costs(
     for image_size in sizes:
         for batch_size in batches:
             pair = dict(image_size=image_size, batch_size=batch_size)
-            found = in_own_process("alone", name=f"package, {choose_precision('auto')}", **pair, width=width)
-            rows.append(pair | (found or {"seconds": None, "gigabytes": None}))
+            with Contender(f"package, {choose_precision('auto')}", **pair, width=width) as contender:
+                found = contender.steps(1)
+            rows.append(pair | (found[0] if found else {"seconds": None, "gigabytes": None}))
             report(f"{image_size} pixels, batch {batch_size}: {rows[-1]}")
     return rows
 

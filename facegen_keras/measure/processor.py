@@ -6,6 +6,7 @@
 __all__ = ['LIMITS', 'PROBES', 'instructions', 'processor']
 
 # %% ../../nbs/measure/processor.ipynb #85e42183
+import importlib.util
 import os
 import platform
 import re
@@ -38,5 +39,5 @@ def instructions(
 def processor() -> dict:
     "processor, instructions (library -> in its own words), limits (variable -> value): as text."
     return {"processor": cpu_says("model name") or platform.processor() or platform.machine(),
-            "instructions": {library: instructions(library) for library in PROBES if library in sys.modules},
+            "instructions": {library: instructions(library) for library in PROBES if importlib.util.find_spec(library)},
             "limits": {name: os.environ[name] for name in LIMITS if name in os.environ}}

@@ -63,7 +63,7 @@ class WriteLog(keras.callbacks.Callback):
 
     def __init__(self, session: Session):
         super().__init__()
-        self.session, self.check = session, backend.compiled(all_finite)
+        self.session = session
         self.every = max(1, session.steps_per_epoch // LINES_PER_EPOCH)
 
     def on_train_begin(self, logs=None):
@@ -71,7 +71,6 @@ class WriteLog(keras.callbacks.Callback):
         lines = session.run.records("steps")
         self.lines = [line for line in lines if line["step"] > session.epoch * session.steps_per_epoch]
         self.timed_step, self.time = session.steps_done, time.perf_counter()
-        weights_are_finite(self.model, self.check)  # compiles it
         sums = [sum_ for tracker in self.model.trackers for sum_ in tracker.variables]
         self.sums = [(sum_, ops.copy(sum_)) for sum_ in sums]
 
@@ -100,7 +99,7 @@ class WriteLog(keras.callbacks.Callback):
         for name in self.model.loss_row.losses:
             if line[name] > self.model.loss_row.most:
                 raise TrainingDiverged(f"{name} is {line[name]:.3g} {where}, which no loss in good health reaches")
-        if not weights_are_finite(self.model, self.check):
+        if self.session.epoch_complete and not weights_are_finite(self.model):
             raise TrainingDiverged(f"a weight is not finite {where}")
         self.session.latest = line
         self.session.run.append("log.jsonl", line)
@@ -124,10 +123,9 @@ def all_finite(
 
 def weights_are_finite(
     gan: FaceGAN,
-    check=all_finite,  # or that function compiled
 ) -> bool:
     "Whether every weight and moving statistic of both networks is a number; one answer from the device."
-    return bool(check(list(map(ops.convert_to_tensor, gan.generator.variables + gan.second.variables))))
+    return bool(all_finite(list(map(ops.convert_to_tensor, gan.generator.variables + gan.second.variables))))
 
 # %% ../../nbs/runs/callbacks.ipynb #e30d7db8
 def restore(session: Session) -> FaceGAN | None:  # None: there is no checkpoint, and nothing was changed
