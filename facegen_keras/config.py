@@ -12,7 +12,7 @@ from .base.errors import input_error, unknown_name_error
 from .base.loss_table import LOSSES
 from .base.settings import (
     Rule, Settings, any_text, between, falling, first_and_last, number_from, number_range, one_of, optional_count,
-    optional_share, setting, whole_number)
+    optional_length, optional_share, setting, whole_number)
 
 # %% ../nbs/01_config.ipynb #233e0975
 def games() -> list[str]:
@@ -39,6 +39,9 @@ class Recipe(Settings):
         0, "epochs of redrawing before the game, see 08_modern; 0: the game from the start", whole_number(0), "P")
     flow_blocks: int = setting(0, "blocks of engine/flow between latents and codes, fitted after redrawing", whole_number(0), "P")
     redraw_rate: float = setting(5e-4, "Adam's step size while redrawing, both networks", between(0, 1), "P")
+    redraw_images: int | None = setting(
+        0, "images seen until that is multiplied by final_rate, along half a cosine; 0: it stays; none: all that are redrawn",
+        optional_length, "P")
     gamma: tuple = setting(
         (0.0, 0.0), "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",
         first_and_last(1e6), "P")
@@ -155,9 +158,10 @@ class RunConfig(Recipe):
         return cls.from_dict({**PRESETS[name], **changes})
 
 # %% ../nbs/01_config.ipynb #1654a60c
-MODERN = dict(networks="residual", latents="normal", latent_dim=128, flow_blocks=6, width=32, loss="relativistic",
-              gamma=(1.0, 1.0), blur=(0.5, 0.3), d_learning_rate=1e-4, g_learning_rate=1e-4, final_rate=0.2, beta_1=0.0,
-              beta_2=(0.99, 0.99), augment=None, matching=100.0, input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
+MODERN = dict(networks="residual", latents="normal", latent_dim=128, flow_blocks=6, redraw_images=None, width=32,
+              loss="relativistic", gamma=(1.0, 1.0), blur=(0.5, 0.3), d_learning_rate=1e-4, g_learning_rate=1e-4,
+              final_rate=0.2, beta_1=0.0, beta_2=(0.99, 0.99), augment=None, matching=100.0,
+              input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
     "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=7,
