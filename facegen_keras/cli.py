@@ -29,7 +29,7 @@ from .engine.starting import start_keras
 from .kaggle.commands import kernel
 from .runs.folder import SEE_TO_THE_DISK, Run, disk_remedy
 from .share.commands import explore, export
-from .use.commands import film, last_option, morph, project, refuse_options, sample
+from .use.commands import film, last_option, morph, project, refuse_options, sample, truncation_option
 
 # %% ../nbs/cli.ipynb #f1f51232
 class Commands(click.Group):
@@ -171,10 +171,11 @@ def write_record(
     "--count", default=10_000, show_default=True, type=click.IntRange(min=50), help="How many faces of a seed."
 )
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 100), help="How many seeds.")
+@truncation_option
 @last_option
 @click.option("--fid", is_flag=True, help="Also FID, by clean-fid or torch-fidelity if installed; downloads weights.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the record as JSON.")
-def evaluate(run, data, count, seeds, last, fid, out):
+def evaluate(run, data, count, seeds, truncation, last, fid, out):
     "Measure the faces of a trained RUN against real ones."
     check_target(out)
     start_keras()
@@ -183,7 +184,10 @@ def evaluate(run, data, count, seeds, last, fid, out):
     from facegen_keras.features.features import take
     from facegen_keras.measure import fid as inception
     from facegen_keras.measure.reader import ModeReader
+    from facegen_keras.gan import generate_faces
     from facegen_keras.runs.start import load_gan, which_generator
+    from facegen_keras.use.latents import check_truncation, sample_latents
+    check_truncation(truncation)  # Click lets a NaN pass
     config = Run(run).config
     if fid:
         inception.fid_tool()
@@ -200,10 +204,12 @@ def evaluate(run, data, count, seeds, last, fid, out):
 
     def make_faces(seed):
         with progress_bar(f"making the faces of seed {seed}") as progress:
-            return gan.generate(used, seed, progress)
+            latents = sample_latents(config, used, seed, truncation)
+            return generate_faces(gan.ema_generator, latents, progress=progress)
 
     with progress_bar("measuring") as progress:
         record = metrics.evaluate(map(make_faces, range(seeds)), train, held_out, tuple(range(seeds)), reader, progress)
+    record |= {"truncation": truncation} if truncation < 1 else {}
     write_record(out, record)
     show(metrics.metrics_table(record))
     if fid:

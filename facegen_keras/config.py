@@ -10,9 +10,9 @@ import dataclasses
 
 from .base.errors import input_error, unknown_name_error
 from .base.loss_table import LOSSES
-from .base.settings import (
-    Rule, Settings, any_text, between, falling, first_and_last, number_from, number_range, one_of, optional_count,
-    optional_length, optional_share, setting, whole_number)
+from facegen_keras.base.settings import (
+    Rule, Settings, any_text, between, falling, first_and_last, number_from, number_range, one_of, optional,
+    setting, whole_number)
 
 # %% ../nbs/01_config.ipynb #233e0975
 def games() -> list[str]:
@@ -40,8 +40,8 @@ class Recipe(Settings):
     flow_blocks: int = setting(0, "blocks of engine/flow between latents and codes, fitted after redrawing", whole_number(0), "P")
     redraw_rate: float = setting(5e-4, "Adam's step size while redrawing, both networks", between(0, 1), "P")
     redraw_images: int | None = setting(
-        0, "images seen until that is multiplied by final_rate, along half a cosine; 0: it stays; none: all that are redrawn",
-        optional_length, "P")
+        0, "images until redraw_rate has fallen to final_rate times itself, along half a cosine; 0: it stays; none: all that "
+        "are redrawn", optional(whole_number(0)), "P")
     gamma: tuple = setting(
         (0.0, 0.0), "weight of that penalty, first,last, at 64 pixels; it grows with the cube of the side",
         first_and_last(1e6), "P")
@@ -51,7 +51,7 @@ class Recipe(Settings):
     batch_size: int = setting(64, "real images a step, and as many generated ones", whole_number(2), "A")
     d_learning_rate: float = setting(4e-5, "Adam's step size, discriminator", between(0, 1), "N")
     g_learning_rate: float = setting(2e-4, "Adam's step size, generator", between(0, 1), "N")
-    final_rate: float = setting(1.0, "what both step sizes are multiplied by in the end", number_from(1e-6, 10), "P")
+    final_rate: float = setting(1.0, "what both step sizes are multiplied by in the end; for redraw_rate see redraw_images", number_from(1e-6, 10), "P")
     beta_1: float = setting(0.5, "Adam's decay of the mean gradient", number_from(0, 1), "N")
     beta_2: tuple = setting(
         (0.999, 0.999), "Adam's decay of the mean squared gradient, first,last", first_and_last(1), "P")
@@ -70,7 +70,7 @@ class Recipe(Settings):
         one_of("as_described", "as_run"), "A, N")
     augment: float | None = setting(
         0.0, "probability that each kind of change (colour, shift, cut-out) is applied to a picture before the "
-        "discriminator sees it; none: the fewer pictures, the more", optional_share, "P")
+        "discriminator sees it; none: the fewer pictures, the more", optional(number_from(0, 1)), "P")
     matching: float = setting(
         0.0, "weight of engine/matching's loss, in a game that follows redrawing", number_from(0, 1e3), "P")
 
@@ -111,7 +111,7 @@ class RunConfig(Recipe):
         Rule("none, a folder or a file", lambda value: value is None or any_text.accepts(value)), "P")
     flip: bool = setting(True, "mirror half of the real images left to right", one_of(True, False), "N")
     limit: int | None = setting(
-        None, "use at most so many images; none: all (toy: 4,000)", optional_count, "P")
+        None, "use at most so many images; none: all (toy: 4,000)", optional(whole_number(1, 10_000_000)), "P")
     epochs: int = setting(
         60, "passes over the images; what does not fill a batch is left out", whole_number(1), "A")
     seed: int = setting(0, "start of every random number", whole_number(0), "P")
@@ -124,7 +124,7 @@ class RunConfig(Recipe):
         20_000, "real images between two measurements on held-out faces; 0: none", whole_number(0), "P")
     patience: int | None = setting(
         None, "end after so many measurements in a row without a new best, see runs/measures; none: after all epochs",
-        optional_count, "P")
+        optional(whole_number(1, 10_000_000)), "P")
     save_minutes: float = setting(
         5, "save at least so often, minutes; 0: after each step", number_from(0, 10_000), "P")
 

@@ -221,9 +221,9 @@ def second_network(gan: "FaceGAN", kind: str) -> keras.Model:
 
 # %% ../nbs/06_gan.ipynb #b6ea7625
 def redrawing(config: RunConfig) -> RunConfig:
-    "The config that the optimizers of the first act have; `redraw_images` of none, which `train` fills in, counts as 0 here."
+    "The config that the optimizers of the first act have; `redraw_images` of none, which `train` fills in, is `schedule_images` here."
     return dataclasses.replace(config, d_learning_rate=config.redraw_rate, g_learning_rate=config.redraw_rate, beta_1=0.9,
-                               final_rate=config.final_rate if config.redraw_images else 1.0,
+                               final_rate=1.0 if config.redraw_images == 0 else config.final_rate,
                                schedule_images=config.redraw_images or config.schedule_images)
 
 # %% ../nbs/06_gan.ipynb #43579027

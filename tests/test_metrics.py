@@ -636,9 +636,13 @@ def test_a_run_on_drawn_faces_is_measured(facegen, tmp_path, monkeypatch, reader
     assert record["metrics"]["kinds_covered"]["mean"] < 0.5 and record["metrics"]["copy_share"]["mean"] == 0
     for name in record["metrics"]:
         assert name in outcome.out
+    assert facegen("evaluate", "run", "--count", "100", "--truncation", "0", "--out", "plain.json").status == 0
+    plain = json.loads((tmp_path / "plain.json").read_text())
+    assert (plain["truncation"], round(plain["metrics"]["pair_similarity"]["mean"], 3)) == (0, 1) and "truncation" not in record, "all alike"
     without = facegen("evaluate", "run", "--count", "100", "--fid")
     assert without.status == 2 and without.err.startswith("facegen: --fid") and without.err.count("\n") == 1
-    for arguments in (["run", "--data", "nowhere"], ["nowhere"], ["run", "--count", "5"], ["run", "--out", "no/x.json"]):
+    for arguments in (["run", "--data", "nowhere"], ["nowhere"], ["run", "--count", "5"], ["run", "--out", "no/x.json"],
+                      ["run", "--truncation", "nan"]):
         wrong = facegen("evaluate", *arguments)
         assert wrong.status == 2 and wrong.err.count("\n") == 1, arguments
 

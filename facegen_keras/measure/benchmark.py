@@ -27,6 +27,7 @@ import keras
 from keras import ops
 import numpy as np
 
+from ..base.errors import input_error
 from ..base.output import say
 from ..config import RunConfig
 from ..engine.backend import backend
@@ -235,7 +236,8 @@ def take_steps(
     width: int,
 ) -> None:
     "A step for each line that comes in, and a line of JSON for each step: seconds, gigabytes."
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
     makers = contenders(image_size, batch_size, width)
     step = makers[name]() if name in makers else ceilings(choose_precision("auto"), batch_size)[name][0]
     for _ in sys.stdin:
@@ -271,12 +273,12 @@ class Contender:
 
     def __init__(self, name: str, **size):  # of `take_steps`
         limit, self.name, self.errors = available_bytes(), name, tempfile.TemporaryFile("w+")
-        first = "import torch; " * name.startswith("torch")  # before TensorFlow, whose LLVM it must not find
+        first = "import torch; " * name.startswith("torch")  # before TensorFlow, whose LLVM PyTorch must not find
         code = (f"{DIES_WITH_ITS_PARENT}import resource; resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit})); "
                 f"{first}from facegen_keras.measure import benchmark; benchmark.take_steps({name!r}, **{size!r})")
         self.process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=self.errors, text=True,
-                                        env=os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"})  # of other limits
+                                        env=os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"})  # kernels of other limits
 
     def step(self) -> dict | None:  # seconds, gigabytes; None: it has ended, and one line has said so
         with contextlib.suppress(BrokenPipeError):
@@ -314,6 +316,9 @@ def measure(
     first, *others = contenders(**size)
     pairs, own = {}, []
     with Contender(first, **size) as measure_of_all:
+        if not measure_of_all.step():
+            raise input_error("bench", f"that a step of {first} can be taken, the measure of all others", "none",
+                              "try a smaller --batch or --size")
         for name in [*others, *tops]:
             with Contender(name, **size) as contender:
                 steps = ((measure_of_all.step(), contender.step()) for _ in range(1 + rounds))
@@ -322,8 +327,9 @@ def measure(
                 pairs[name] = found
                 own += [(answer, answer) for answer, _ in found]
             report(f"{name}: {'left out' if name not in pairs else 'done'}")
-    pairs[first] = own
+    pairs |= {first: own} if own else {}
     return {"about": about(**size, rounds=rounds, **processor()),
+            "left_out": [name for name in (first, *others, *tops) if name not in pairs],
             "ceilings_gflop_per_s": {name: round(tops[name] / median_seconds(pairs[name]), 1) for name in tops if name in pairs},
             "contenders": {name: row(name, pairs[name], **size) for name in (first, *others) if name in pairs}}
 
@@ -360,7 +366,7 @@ def row(
 # %% ../../nbs/measure/benchmark.ipynb #d4488bf0
 def as_table(record: dict) -> str:  # Markdown
     "A record as a table."
-    top = max(record["ceilings_gflop_per_s"].values())
+    top = max(record["ceilings_gflop_per_s"].values(), default=float("nan"))
     lines = ["| step | images/s | times the first | GFLOP/s | share of the ceiling | GB at most |",
              "|---|---:|---:|---:|---:|---:|"]
     lines += [f"| {name} | {row['images_per_s']:.1f} | {row['times_first']:.2f} | {row['gflop_per_s']:.0f} "

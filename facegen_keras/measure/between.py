@@ -19,7 +19,7 @@ from ..runs.callbacks import LINES_PER_EPOCH
 from ..runs.folder import Run
 from ..runs.session import Session
 from ..runs.viz import figure_to_png, loss_curves
-from ..training import run_session
+from ..training import filled_in, run_session
 
 # %% ../../nbs/measure/between.ipynb #8c8b5df1
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ def end_of_an_epoch(
     "What the end of an epoch takes."
     taken, faces = {}, load_faces("toy", config.image_size, limit=config.limit)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as clocks:
-        config = dataclasses.replace(config, out=f"{folder}/run", measure_images=0, augment=config.augment or 0.0)
+        config = filled_in(dataclasses.replace(config, out=f"{folder}/run", measure_images=0), len(faces))
         session = Session(Run(config.out), faces, config, report=lambda line: None, epoch=epoch)
         session.step = session.steps_per_epoch - num_steps
         session.report = lambda line: setattr(session, "stop_reason", "enough" if session.epoch > epoch else "")

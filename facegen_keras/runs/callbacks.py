@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['LINES_PER_EPOCH', 'COLLAPSED', 'FEW_STEPS', 'MOST_FRAMES', 'BAD_IMAGES', 'log_line', 'mean_line', 'WriteLog',
-           'all_finite', 'weights_are_finite', 'restore', 'settle_log', 'log_length', 'DrawPictures', 'variety',
-           'some_real_faces', 'film', 'write_film', 'SpreadCodes', 'StopInTime', 'SaveState', 'save', 'newest_place',
-           'WatchImages']
+           'weights_are_finite', 'restore', 'settle_log', 'log_length', 'DrawPictures', 'variety', 'some_real_faces',
+           'film', 'write_film', 'SpreadCodes', 'StopInTime', 'SaveState', 'save', 'newest_place', 'WatchImages']
 
 # %% ../../nbs/runs/callbacks.ipynb #f6f769dd
 import contextlib
@@ -89,6 +88,8 @@ class WriteLog(keras.callbacks.Callback):
             self.write(self.lines[-1])
             self.model.reset_metrics()
         if session.epoch_complete:
+            if not weights_are_finite(self.model):
+                raise TrainingDiverged(f"a weight is not finite after epoch {session.epoch}, step {session.step}")
             self.write(mean_line(session, self.lines, list(logs)))
             self.lines = []
 
@@ -99,8 +100,6 @@ class WriteLog(keras.callbacks.Callback):
         for name in self.model.loss_row.losses:
             if line[name] > self.model.loss_row.most:
                 raise TrainingDiverged(f"{name} is {line[name]:.3g} {where}, which no loss in good health reaches")
-        if self.session.epoch_complete and not weights_are_finite(self.model):
-            raise TrainingDiverged(f"a weight is not finite {where}")
         self.session.latest = line
         self.session.run.append("log.jsonl", line)
 
@@ -114,18 +113,12 @@ class WriteLog(keras.callbacks.Callback):
         self.timed_step, self.time = session.steps_done, now
 
 # %% ../../nbs/runs/callbacks.ipynb #fe648eeb
-def all_finite(
-    arrays: list,  # of floats
-):  # scalar bool, still on the device
-    "Whether every number is one."
-    return ops.all(ops.stack([ops.all(ops.isfinite(array)) for array in arrays]))
-
-
 def weights_are_finite(
     gan: FaceGAN,
 ) -> bool:
     "Whether every weight and moving statistic of both networks is a number; one answer from the device."
-    return bool(all_finite(list(map(ops.convert_to_tensor, gan.generator.variables + gan.second.variables))))
+    arrays = map(ops.convert_to_tensor, gan.generator.variables + gan.second.variables)
+    return bool(ops.all(ops.stack([ops.all(ops.isfinite(array)) for array in arrays])))
 
 # %% ../../nbs/runs/callbacks.ipynb #e30d7db8
 def restore(session: Session) -> FaceGAN | None:  # None: there is no checkpoint, and nothing was changed

@@ -56,7 +56,7 @@ def read_weights(
 def load_gan(
     directory: Path,  # a run directory, or the name of a generator that comes with the package
     last: bool = False,  # the last state, even if an earlier generator is kept as best.keras?
-) -> FaceGAN:  # compiled, ready to generate; the last state also to train on
+) -> FaceGAN:  # compiled, ready to generate; the last state of a game also to train on
     "The GAN of a run: of its best generator if it has one, else of its newest checkpoint that is whole, or its last generator."
     directory, best = find_run(directory), has_best(directory) and not last
     config, result = Run(directory).config, directory / ("best.keras" if best else "generator.keras")
