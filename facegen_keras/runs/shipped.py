@@ -99,7 +99,8 @@ def ship_generator(
     import keras  # here: a name is looked up without the networks
 
     directory.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace(gan.config, data=Path(gan.config.data).name, out=directory.name, start=None)
+    config = dataclasses.replace(gan.config, data=Path(gan.config.data).name, out=directory.name, start=None,
+                                 precision="float32")
     run = Run(directory)
     run.write("config.json", config.to_json().encode())
     for name, network in {"generator.keras": gan.ema_generator, "encoder.keras": encoder}.items():
