@@ -15,7 +15,7 @@ from facegen_keras.engine.backend import backend
 from facegen_keras.engine.optimizers import at_step
 from facegen_keras.engine.precision import DTYPES
 from facegen_keras.gan import FaceGAN, generate_faces, make_networks
-from facegen_keras.training import train
+from facegen_keras.training import filled_in, train
 
 SMALL = dict(image_size=32, width=4, batch_size=8, precision="float32")
 pytestmark = pytest.mark.usefixtures("quick_pictures")
@@ -199,3 +199,28 @@ def test_a_short_run_stays_finite(precision):
     logs = [step(images(number)) for number in range(20)]
     assert np.isfinite([[float(value) for value in log.values()] for log in logs]).all()
     assert float(logs[-1]["penalty"]) > 0
+
+
+def test_the_rate_of_redrawing_falls_along_its_own_schedule():
+    def rates(redraw_images):
+        gan = FaceGAN.from_run_config(RunConfig.preset("small", **SMALL, redraw_rate=1e-3, redraw_images=redraw_images), "redraw")
+        found = []
+        for step in (0, 50, 100, 200):  # of 8 images
+            for adam in (gan.g_optimizer, gan.d_optimizer):
+                adam.iterations.assign(step)
+            assert float(gan.g_optimizer.learning_rate) == float(gan.d_optimizer.learning_rate)
+            found.append(round(float(gan.g_optimizer.learning_rate), 7))
+        return found
+
+    assert rates(800) == [1e-3, 6e-4, 2e-4, 2e-4], "to final_rate times itself, half-way after half of the images"
+    assert rates(0) == 4 * [1e-3]
+
+
+@pytest.mark.slow
+def test_the_images_of_a_run_fill_in_the_schedule_and_a_run_that_redraws_can_be_loaded(tmp_path):
+    config = RunConfig.preset("small", **SMALL, limit=40, redraw_epochs=4, epochs=5, measure_images=0, out=tmp_path / "run")
+    lines = []
+    run = train(config, report=lines.append, hours=0)
+    assert run.config.redraw_images is None and run.status["state"] == "paused"
+    assert load_gan(tmp_path / "run").generate(2).shape == (2, 32, 32, 3), "while it redraws"
+    assert filled_in(config, 40).redraw_images == 4 * 5 * 8
