@@ -177,17 +177,17 @@ def write_record(
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the record as JSON.")
 def evaluate(run, data, count, seeds, truncation, last, fid, out):
     "Measure the faces of a trained RUN against real ones."
+    from facegen_keras.use.latents import check_truncation, sample_latents
     check_target(out)
+    check_truncation(truncation)  # Click lets a NaN pass
     start_keras()
     from facegen_keras import metrics
     from facegen_keras.data.store import cache_folder
     from facegen_keras.features.features import take
+    from facegen_keras.gan import generate_faces
     from facegen_keras.measure import fid as inception
     from facegen_keras.measure.reader import ModeReader
-    from facegen_keras.gan import generate_faces
     from facegen_keras.runs.start import load_gan, which_generator
-    from facegen_keras.use.latents import check_truncation, sample_latents
-    check_truncation(truncation)  # Click lets a NaN pass
     config = Run(run).config
     if fid:
         inception.fid_tool()

@@ -89,7 +89,6 @@ def optional(rule: Rule) -> Rule:
     "None, or what a rule accepts."
     return Rule(f"none or {rule.expected}", lambda value: value is None or rule.accepts(value))
 
-
 # %% ../../nbs/base/settings.ipynb #3d21f7ca
 def plain_value(
     value,  # as given by a caller, by JSON or by the command line

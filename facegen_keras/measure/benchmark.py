@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIES_WITH_ITS_PARENT', 'plain_parts', 'published_step', 'keras_step', 'package_step', 'torch_networks', 'torch_step',
-           'contenders', 'ceilings', 'take_steps', 'most_memory', 'available_bytes', 'Contender', 'measure',
-           'median_seconds', 'about', 'row', 'as_table']
+           'contenders', 'ceiling_work', 'ceilings', 'take_steps', 'most_memory', 'available_bytes', 'Contender',
+           'measure', 'median_seconds', 'about', 'row', 'as_table']
 
 # %% ../../nbs/measure/benchmark.ipynb #d7259e0f
 import contextlib
@@ -218,15 +218,19 @@ def contenders(
     return makers
 
 # %% ../../nbs/measure/benchmark.ipynb #8314eb81
-def ceilings(precision: str, batch_size: int) -> dict:  # name -> (function without arguments, GFLOP of a call)
+def ceiling_work(batch_size: int) -> dict:  # name -> GFLOP of a call
+    "How much each ceiling computes."
+    return {"matrix product": 2e-9 * 2048**3, "convolution": 2e-9 * batch_size * 32 * 32 * 25 * 256 * 256}
+
+
+def ceilings(precision: str, batch_size: int) -> dict:  # name -> a function without arguments
     "What the device reaches when there is nothing but arithmetic."
     matrix = keras.random.normal((2048, 2048), dtype=precision)
     maps = keras.random.normal((batch_size, 32, 32, 256), dtype=precision)
     kernel = keras.random.normal((5, 5, 256, 256), dtype=precision)
     product = backend.compiled(lambda a: ops.sum(ops.matmul(a, a)))
     convolution = backend.compiled(lambda a, b: ops.sum(ops.conv(a, b, padding="same")))
-    return {"matrix product": (lambda: float(product(matrix)), 2e-9 * 2048**3),
-            "convolution": (lambda: float(convolution(maps, kernel)), 2e-9 * batch_size * 32 * 32 * 25 * 256 * 256)}
+    return {"matrix product": lambda: float(product(matrix)), "convolution": lambda: float(convolution(maps, kernel))}
 
 # %% ../../nbs/measure/benchmark.ipynb #0a8cbeee
 def take_steps(
@@ -239,7 +243,7 @@ def take_steps(
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     makers = contenders(image_size, batch_size, width)
-    step = makers[name]() if name in makers else ceilings(choose_precision("auto"), batch_size)[name][0]
+    step = makers[name]() if name in makers else ceilings(choose_precision("auto"), batch_size)[name]
     for _ in sys.stdin:
         start = time.perf_counter()
         step()
@@ -312,7 +316,7 @@ def measure(
 ) -> dict:  # what was measured, and on what; can be written as JSON
     "Steps and ceilings, each in turn with the first; medians of times, and of ratios within a pair of steps."
     size = dict(image_size=image_size, batch_size=batch_size, width=width)
-    tops = {name: gflop for name, (_, gflop) in ceilings(choose_precision("auto"), batch_size).items()}
+    tops = ceiling_work(batch_size)
     first, *others = contenders(**size)
     pairs, own = {}, []
     with Contender(first, **size) as measure_of_all:
