@@ -5,7 +5,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: demo check test test-kaggle readme docs explorer hooks clean
 
-demo: .venv/runtime  ## train a small GAN on drawn faces, in minutes
+demo: .venv/runtime  ## teach a generator of drawn people martians, in minutes
 	$(BIN)/facegen train --preset demo
 	@echo "for the command facegen in this shell: source .venv/bin/activate"
 

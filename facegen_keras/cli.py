@@ -57,19 +57,19 @@ for command in (align, sample, film, project, morph, export, explore, kernel):
 
 # %% ../nbs/cli.ipynb #a0d51e70
 def asked_for(
-    preset: str | None,  # where settings start; None: at the run that there is, or else at demo
+    preset: str | None,  # where settings start; None: at the run that there is, or else at small
     given: dict,  # settings by name: laid over these
 ) -> RunConfig:
     "The config that options ask for."
-    run = Run(given.get("out", PRESETS["demo"]["out"]))
+    run = Run(given.get("out", PRESETS["small"]["out"]))
     if preset is None and run.exists():
         return RunConfig.from_dict({**run.config.to_dict(), "out": run.directory, **given})
-    return RunConfig.preset(preset or "demo", **given)
+    return RunConfig.preset(preset or "small", **given)
 
 # %% ../nbs/cli.ipynb #c1dda407
 @facegen.command()
-@click.option("--preset", help="Where settings start: " + ", ".join(PRESETS) + ".  [default: the run in --out, or demo]")
-@click.option("--data", help="toy, a folder of images, a .zip of one, or a Kaggle dataset folder.  [default: toy]")
+@click.option("--preset", help="Where settings start: " + ", ".join(PRESETS) + ".  [default: the run in --out, or small]")
+@click.option("--data", help="toy, martians, a folder of images, a .zip of one, or a Kaggle dataset folder.  [default: toy]")
 @click.option("--out", help="The folder that the run writes.  [default: runs/PRESET]")
 @click.option(
     "--hours", type=click.FloatRange(min=0), help="Be done, saved, after so many hours.  [default on Kaggle: 10]"
@@ -129,7 +129,7 @@ def among_others():
 
 # %% ../nbs/cli.ipynb #3587825d
 @facegen.command()
-@click.option("--preset", default="demo", show_default=True, help="Which: " + ", ".join(PRESETS) + ".")
+@click.option("--preset", default="small", show_default=True, help="Which: " + ", ".join(PRESETS) + ".")
 def settings(preset):
     "List every setting: its value in a preset, and what it means."
     config = RunConfig.preset(preset)

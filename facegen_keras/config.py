@@ -101,7 +101,7 @@ class RunConfig(Recipe):
     "All that determines a training run; frozen."
 
     data: str = setting(
-        "toy", "where the faces are: toy (drawn here), a folder, a .zip, a Kaggle dataset folder", any_text, "P")
+        "toy", "where the faces are: toy or martians (drawn here), a folder, a .zip, a Kaggle dataset folder", any_text, "P")
     out: str = setting("runs/article", "the folder that the run writes", any_text, "P")
     crop: str = setting(
         "auto", "article (inferred box of aligned CelebA), square, none; auto: article for CelebA, else square",
@@ -111,7 +111,7 @@ class RunConfig(Recipe):
         Rule("none, a folder or a file", lambda value: value is None or any_text.accepts(value)), "P")
     flip: bool = setting(True, "mirror half of the real images left to right", one_of(True, False), "N")
     limit: int | None = setting(
-        None, "use at most so many images; none: all (toy: 4,000)", optional(whole_number(1, 10_000_000)), "P")
+        None, "use at most so many images; none: all (drawn ones: 4,000)", optional(whole_number(1, 10_000_000)), "P")
     epochs: int = setting(
         60, "passes over the images; what does not fill a batch is left out", whole_number(1), "A")
     seed: int = setting(0, "start of every random number", whole_number(0), "P")
@@ -164,11 +164,14 @@ MODERN = dict(networks="residual", latents="normal", latent_dim=128, flow_blocks
               input_noise_range=(0.0, 0.0), real_label_range=(1.0, 1.0))
 PRESETS = {
     "article": dict(out="runs/article", limit=100_000),
-    "demo": dict(out="runs/demo", image_size=64, width=16, batch_size=32, epochs=7,
-                 d_learning_rate=2e-4, g_learning_rate=4e-4, precision="float32"),
+    "article_small": dict(out="runs/article_small", image_size=64, width=16, batch_size=32, epochs=7,
+                          d_learning_rate=2e-4, g_learning_rate=4e-4, precision="float32"),
     "modern": MODERN | dict(out="runs/modern", limit=100_000, epochs=60, redraw_epochs=5),
     "small": MODERN | dict(out="runs/small", limit=9_000, epochs=16, redraw_epochs=13, image_size=64, batch_size=16,
                            ema_images=5_000, schedule_images=27_000),
+    "demo": MODERN | dict(out="runs/demo", data="martians", start="drawn", width=24, latent_dim=64, epochs=6, redraw_epochs=5,
+                          redraw_rate=1e-3, image_size=64, batch_size=16, ema_images=5_000, schedule_images=4_000,
+                          precision="float32"),
 }
 
 # %% ../nbs/01_config.ipynb #f2ab766c

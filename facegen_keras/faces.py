@@ -14,6 +14,7 @@ import os
 import numpy as np
 
 from .base.errors import InputError, input_error
+from .base.settings import DRAWN_SETS
 from .data.pictures import CROPS, UnreadableImage, decode_face
 from .data.layouts import odd_proportions, recognise, spread
 from .data.sources import open_source
@@ -137,7 +138,7 @@ class Faces:
     def __init__(
         self,
         source,  # a collection: FolderSource, ZipSource or DrawnSource
-        layout: str,  # "toy", "celebrities-100k", "celeba", "aligned" or "folder"
+        layout: str,  # "toy", "martians", "celebrities-100k", "celeba", "aligned" or "folder"
         crop: str,  # "article", "square" or "none"
         image_size: int,  # side of a face, pixels: S
     ):
@@ -212,20 +213,20 @@ NOT_KEPT_APART = ("CelebA's own test pictures are not kept apart: no list_eval_p
 
 
 def load_faces(
-    data,  # "toy", a folder, a .zip of one, or a Kaggle dataset folder; a `Path` is never toy
+    data,  # "toy", "martians", a folder, a .zip of one, or a Kaggle dataset folder; a `Path` is a folder or a file
     image_size: int = 128,  # side of a face, pixels
     crop: str = "auto",  # "article", "square", "none"; auto: article if it is CelebA, or aligned like it, and fits; else square
-    limit: int | None = None,  # use at most so many; with "toy": draw so many (None: 4,000)
-    seed: int = 0,  # which faces "toy" draws; nothing else depends on it
+    limit: int | None = None,  # use at most so many; of drawn ones: draw so many (None: 4,000)
+    seed: int = 0,  # which faces are drawn; nothing else depends on it
 ) -> Faces:  # reads names only, and one picture where the crop must fit
     "Faces from wherever they are; `InputError` if they cannot be had."
     if crop not in CROPS:
         raise input_error("crop", "one of " + ", ".join(CROPS), crop, "choose one of these")
     if limit is not None and limit < 1:
         raise input_error("limit", "none or a whole number of at least 1", limit, "set limit=1 or more")
-    if data == "toy":
-        source, layout = DrawnSource(limit or 4_000, image_size, seed), "toy"
-        listed, remarks = source.names, ["toy are drawn faces; the folder toy is ./toy"] if os.path.isdir("toy") else []
+    if data in DRAWN_SETS:
+        source, layout = DrawnSource(limit or 4_000, image_size, seed, data), data
+        listed, remarks = source.names, [f"{data} are drawn faces; the folder {data} is ./{data}"] if os.path.isdir(data) else []
     else:
         source = open_source(data)
         listed, found = source.names, recognise(source)

@@ -14,6 +14,7 @@ import numpy as np
 
 import facegen_keras
 from .base.errors import input_error
+from .base.settings import DRAWN_SETS
 from .runs.folder import Run
 from .runs.held_out import first_crop, leave_out_twins
 from .data.layouts import spread
@@ -223,16 +224,16 @@ MOST_DRAWN = 100_000  # of held-out faces; no more than were trained on are comp
 
 def real_faces(
     run: Run,
-    data: str,  # where the run's pictures are now, or "toy"
+    data: str,  # where the run's pictures are now, or the name of drawn ones
     count: int,  # of held-out faces, where they are drawn
     progress=lambda done, total: None,  # of reading pictures
 ) -> tuple[Faces, Faces]:  # trained on; held out, perhaps none
     "The real faces to measure a run against; `InputError` if they are not those it was trained on."
     config, division = run.config, run.read("held_out.json.gz") or {}
-    if data == config.data == "toy":
-        train = load_faces("toy", config.image_size, limit=config.limit, seed=config.seed)
+    if data == config.data and data in DRAWN_SETS:
+        train = load_faces(data, config.image_size, limit=config.limit, seed=config.seed)
         count, seed = min(count, max(MOST_DRAWN, len(train))), division.get("report", (config.seed + 1) % 2**32)
-        return train, load_faces("toy", config.image_size, limit=count, seed=seed)
+        return train, load_faces(data, config.image_size, limit=count, seed=seed)
     names = run.read("images.json.gz", list)
     if not names:
         raise input_error("run", "its list of pictures, images.json.gz, whole", f"none in {run.directory}",

@@ -32,22 +32,23 @@ def render_face(
 
 # %% ../nbs/02_toyfaces.ipynb #0e8944c4
 class ToyFaces:
-    "Drawn faces as a sequence: face `i` depends on `seed` and `i` only."
+    "Drawn faces as a sequence: face `i` depends on `seed`, `kind` and `i` only."
     def __init__(
         self,
         count: int,                      # how many faces
         image_size: int,                 # side in pixels, 16 to 512
         seed: int = 0,                   # which set of faces
         cache_bytes: int = 256*2**20,    # memory for drawn faces: as many of the first as fit are kept
+        kind: str = "toy",               # "toy", which are people, or "martians"
     ):
         self.count = integer_between("count", count, 1, LARGEST)
         self.seed = integer_between("seed", seed, 0, LARGEST)
         self.image_size = integer_between("image_size", image_size, 16, 512)
         self.num_kept = integer_between("cache_bytes", cache_bytes, 0, LARGEST)//(3*self.image_size**2)
-        self.drawn = {}   # index -> picture
+        self.kind, self.drawn = kind, {}   # index -> picture
 
     def __repr__(self):
-        return f"ToyFaces(count={self.count}, image_size={self.image_size}, seed={self.seed})"
+        return f"ToyFaces(count={self.count}, image_size={self.image_size}, seed={self.seed}, kind={self.kind!r})"
 
     def __len__(self): return self.count
 
@@ -58,7 +59,7 @@ class ToyFaces:
         "Draw a face, or hand out the one that was drawn before."
         index = self.position(index)
         if index in self.drawn: return self.drawn[index]
-        picture = render_face(draw_attributes(self.seed, index), self.image_size)
+        picture = render_face(draw_attributes(self.seed, index, self.kind), self.image_size)
         picture.flags.writeable = False
         return self.drawn.setdefault(index, picture) if index < self.num_kept else picture
 
@@ -67,7 +68,7 @@ class ToyFaces:
         index: int,        # which face; negative ones count from the end
     ) -> FaceAttributes:   # what the face at `index` was drawn from
         "What is known about a face, without drawing it."
-        return draw_attributes(self.seed, self.position(index))
+        return draw_attributes(self.seed, self.position(index), self.kind)
 
     def position(
         self,
@@ -90,9 +91,10 @@ class DrawnSource:
         count: int,  # how many
         image_size: int,  # side of a face, pixels
         seed: int,  # which ones
+        kind: str = "toy",  # as for `ToyFaces`
     ):
-        self.toys = ToyFaces(count, image_size, seed)
-        self.follow([f"toy-{number:06d}" for number in range(count)])
+        self.toys = ToyFaces(count, image_size, seed, kind=kind)
+        self.follow([f"{kind}-{number:06d}" for number in range(count)])
 
     def keep(self, indices: list[int]) -> None:
         "Forgets all names but these."
@@ -100,7 +102,7 @@ class DrawnSource:
 
     def follow(self, names: list[str]) -> None:
         "Takes exactly these names in this order, drawn or not."
-        numbers = {f"toy-{number:06d}": number for number in range(len(self.toys))}
+        numbers = {f"{self.toys.kind}-{number:06d}": number for number in range(len(self.toys))}
         self.numbers, self.names = [numbers.get(name) for name in names], list(names)
 
     def read(self, index: int) -> np.ndarray:  # (image_size, image_size, 3) uint8

@@ -353,8 +353,8 @@ def test_a_run_cannot_begin_with_itself(whole_run):
 @pytest.mark.slow
 def test_moving_statistics_are_begun_with_as_well(tmp_path):
     demo = dict(image_size=32, width=2, batch_size=8, limit=40, epochs=1)
-    train(RunConfig.preset("demo", **demo, out=str(tmp_path / "first")), report=quiet)
-    second = RunConfig.preset("demo", **demo, out=str(tmp_path / "second"), start=str(tmp_path / "first"))
+    train(RunConfig.preset("article_small", **demo, out=str(tmp_path / "first")), report=quiet)
+    second = RunConfig.preset("article_small", **demo, out=str(tmp_path / "second"), start=str(tmp_path / "first"))
     train(second, hours=0, report=quiet)
     first, gan = load_gan(tmp_path / "first"), load_gan(tmp_path / "second")
     for old, new in zip(first.ema_generator.variables, gan.generator.variables, strict=True):

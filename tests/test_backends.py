@@ -55,7 +55,7 @@ def run(*command, **environment):
 def training(out, epochs, *options):
     """What to write after `facegen`."""
     settings = [*SETTINGS, f"epochs={epochs}"]
-    return ["train", "--out", str(out), *options, *(word for setting in settings for word in ("--set", setting))]
+    return ["train", "--preset", "article_small", "--out", str(out), *options, *(word for setting in settings for word in ("--set", setting))]
 
 
 def commands(*words):
@@ -128,17 +128,17 @@ def test_twenty_steps_from_one_checkpoint_agree(twenty_steps_of_both, preset):
 def jax_devices(tmp_path_factory):
     """What steps under JAX on one device and on two have left, of one process."""
     folder = tmp_path_factory.mktemp("devices")
-    run(TESTS / "device_steps.py", folder, "demo/float32", "modern/float32")
+    run(TESTS / "device_steps.py", folder, "article_small/float32", "modern/float32")
     return folder
 
 
 @pytest.mark.parametrize(("backend", "preset", "precision"), [
-    *(("tensorflow", preset, precision) for preset in ("demo", "modern") for precision in ("float32", "float16")),
-    pytest.param("jax", "demo", "float32", marks=needs_jax), pytest.param("jax", "modern", "float32", marks=needs_jax)])
+    *(("tensorflow", preset, precision) for preset in ("article_small", "modern") for precision in ("float32", "float16")),
+    pytest.param("jax", "article_small", "float32", marks=needs_jax), pytest.param("jax", "modern", "float32", marks=needs_jax)])
 def test_two_devices_are_one(request, tmp_path, backend, preset, precision):
     """In float16 with a last step in which what the second device is given overflows: no device may take that step.
 
-    In `demo` the first device would learn of it by batch norm, too. In `modern` it learns by the sum of gradients alone.
+    In `article_small` the first device would learn of it by batch norm, too. In `modern` it learns by the sum of gradients alone.
     """
     if backend == "jax":
         tmp_path = request.getfixturevalue("jax_devices")
@@ -156,7 +156,7 @@ def test_two_devices_are_one(request, tmp_path, backend, preset, precision):
         apart = np.linalg.norm((one[name] - two[name])[finite])
         assert apart < tolerance * np.linalg.norm(one[name][finite]), name
     if precision == "float16":  # in `modern` the discriminator has 32 bits
-        before, after = {"demo": ([256, 256], [128, 256]), "modern": ([1, 256], [1, 128])}[preset]
+        before, after = {"article_small": ([256, 256], [128, 256]), "modern": ([1, 256], [1, 128])}[preset]
         assert one["scales"].tolist() == two["scales"].tolist() == 5 * [before] + [after]
     assert two["rows"].tolist() == [4, 4] and one["rows"].tolist() == [8], "rows of the batch on each device"
     if backend == "tensorflow":  # the replicas ran in any order

@@ -42,7 +42,7 @@ class Clock:
 
 @pytest.fixture
 def config(tmp_path):
-    return RunConfig.preset("demo", image_size=32, width=2, batch_size=8, limit=32, epochs=8, out=tmp_path / "run")
+    return RunConfig.preset("article_small", image_size=32, width=2, batch_size=8, limit=32, epochs=8, out=tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def make_faces(folder, count):
 
 
 def config_in(folder):
-    return RunConfig.preset("demo", data=make_faces(folder / "faces", 40), out=folder / "run", image_size=32, width=2,
+    return RunConfig.preset("article_small", data=make_faces(folder / "faces", 40), out=folder / "run", image_size=32, width=2,
                             batch_size=4, epochs=2, max_bad=0.03)
 
 
@@ -89,7 +89,7 @@ def test_every_kind_of_bad_file_is_named_and_training_finishes(tmp_path, capfd):
     expected = make_bad_folder(tmp_path / "faces")
     assert len(expected) >= 25
     settings = ["image_size=32", "width=4", "batch_size=2", "epochs=2", "max_bad=0.95"]
-    arguments = ["train", "--data", str(tmp_path / "faces"), "--out", str(tmp_path / "run")]
+    arguments = ["train", "--preset", "article_small", "--data", str(tmp_path / "faces"), "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as ended:
         main([*arguments, *(word for setting in settings for word in ("--set", setting))])
     out = capfd.readouterr().out

@@ -16,8 +16,8 @@ from facegen_keras.base.errors import InputError
 from facegen_keras.config import RunConfig
 from facegen_keras.runs.folder import SEE_TO_THE_DISK, Run
 
-TINY = [word for setting in ("image_size=32", "width=4", "batch_size=8", "limit=16", "epochs=2")
-        for word in ("--set", setting)]
+TINY = ["--preset", "article_small"] + [word for setting in ("image_size=32", "width=4", "batch_size=8", "limit=16", "epochs=2")
+                                       for word in ("--set", setting)]
 
 
 def contents(folder):
@@ -140,7 +140,7 @@ def test_a_run_from_start_to_finish(facegen, tmp_path, monkeypatch):
     assert again.status == 0 and json.loads((tmp_path / "run/config.json").read_text())["width"] == 8
 
 
-BEGUN = {"modern": dict(width=8, image_size=64), "article": dict(data="faces.zip", crop="square", seed=7), "demo": dict(width=4, epochs=3)}
+BEGUN = {"modern": dict(width=8, image_size=64), "article": dict(data="faces.zip", crop="square", seed=7), "article_small": dict(width=4, epochs=3)}
 
 
 @pytest.mark.parametrize("preset", BEGUN)
@@ -154,11 +154,11 @@ def test_out_alone_goes_on_with_the_run_as_it_was_begun(facegen, tmp_path, monke
     begun = RunConfig.preset(preset, **BEGUN[preset], out="before it was moved")
     (tmp_path / "run").mkdir()
     Run("run").write("config.json", begun.to_json().encode())
-    for options in ((), ("--set", "epochs=90"), ("--fresh", "--yes"), ("--preset", "demo"), ("--out", "new")):
+    for options in ((), ("--set", "epochs=90"), ("--fresh", "--yes"), ("--preset", "article_small"), ("--out", "new")):
         assert facegen("train", "--out", "run", *options).status == 0
     was = begun.to_dict() | {"out": "run"}
     assert [config.to_dict() for config in trained] == [
-        was, was | {"epochs": 90}, was, RunConfig.preset("demo", out="run").to_dict(), RunConfig.preset("demo", out="new").to_dict()]
+        was, was | {"epochs": 90}, was, RunConfig.preset("article_small", out="run").to_dict(), RunConfig.preset("small", out="new").to_dict()]
 
 
 @pytest.mark.parametrize("option, hint", [("--epochs", "--set epochs=VALUE"), ("--width", "--set width=VALUE"),

@@ -38,7 +38,7 @@ from facegen_keras.runs.session import disk_trouble
 from facegen_keras.training import train
 
 SILENT = dict(report=lambda line: None)
-TINY = RunConfig.preset("demo", image_size=32, width=2, batch_size=8, limit=40, epochs=2)
+TINY = RunConfig.preset("article_small", image_size=32, width=2, batch_size=8, limit=40, epochs=2)
 pytestmark = pytest.mark.usefixtures("quick_pictures")
 SCRIPT = Path(__file__).parent / "killed_run.py"
 
@@ -656,7 +656,7 @@ def test_a_checkpoint_of_another_config_is_not_passed_over(gan, tmp_path, change
         load_gan(tmp_path)
 
 
-@pytest.mark.parametrize("preset", ["demo", "modern", "small"])
+@pytest.mark.parametrize("preset", ["article_small", "modern", "small"])
 def test_keras_alone_reads_a_network_of_a_run(preset, tmp_path):
     """As the README says: nothing in the file is known to this package only."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()

@@ -25,7 +25,7 @@ from facegen_keras.runs.start import load_gan
 from facegen_keras.training import train
 
 SILENT = dict(report=lambda line: None)
-TINY = RunConfig.preset("demo", image_size=32, width=2, batch_size=8, limit=64, epochs=2, save_minutes=0)
+TINY = RunConfig.preset("article_small", image_size=32, width=2, batch_size=8, limit=64, epochs=2, save_minutes=0)
 pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from facegen_keras.data.attributes import ATTRIBUTES, CONTINUOUS, FaceAttributes, draw_attributes
+from facegen_keras.base.settings import DRAWN_SETS
+from facegen_keras.data.attributes import ATTRIBUTES, CONTINUOUS, MARTIAN, TABLES, FaceAttributes, draw_attributes
 from facegen_keras.data.canvas import Canvas
 from facegen_keras.data.pictures import UnreadableImage
 from facegen_keras.toyfaces import LAYERS, DrawnSource, ToyFaces, render_face
@@ -48,6 +49,16 @@ def test_kinds_are_as_frequent_as_the_tables_say(many):
 
 def test_kinds_that_are_too_rare_would_be_noticed(many):
     assert largest_deviation([dataclasses.replace(face, hat="none") for face in many]) > 4
+
+
+def test_martians_are_the_same_faces_but_for_what_martians_have(many):
+    """Their own tables alone differ, so nothing else about a face depends on its kind."""
+    assert tuple(TABLES) == DRAWN_SETS
+    martians = [draw_attributes(0, index, "martians") for index in range(len(many))]
+    for name, kinds in MARTIAN.items():
+        assert {getattr(face, name) for face in martians} == set(kinds)
+    alike = {name: getattr(ORDINARY, name) for name in MARTIAN}
+    assert [dataclasses.replace(face, **alike) for face in martians] == [dataclasses.replace(face, **alike) for face in many]
 
 
 def test_attributes_are_independent_of_each_other(many):

@@ -318,6 +318,9 @@ def test_drawn_faces():
     assert (len(faces), faces.layout, faces.crop, faces[5].shape) == (6, "toy", "square", (32, 32, 3))
     assert np.array_equal(faces[5], load_faces("toy", image_size=32, limit=6, seed=3)[5])
     assert not np.array_equal(faces[5], load_faces("toy", image_size=32, limit=6, seed=4)[5])
+    martians = load_faces("martians", image_size=32, limit=6, seed=3)
+    assert martians.layout == "martians" and martians.source.names[5] == "martians-000005"
+    assert not np.array_equal(faces[5], martians[5])
     assert len(list(faces.batches(2))) == 3 and check_faces(faces) == {}
     with pytest.raises(IndexError):
         faces[6]

@@ -86,10 +86,10 @@ def test_what_may_also_be_a_persons_is_left_out_of_no_collection(name):
 def test_a_run_may_begin_beside_them(tmp_path, name):
     folder = importlib.import_module("facegen_keras.runs.folder")
     write(tmp_path, {name: b""})
-    folder.refuse_folder(folder.Run(tmp_path), RunConfig.preset("demo", out=str(tmp_path)))
+    folder.refuse_folder(folder.Run(tmp_path), RunConfig.preset("article_small", out=str(tmp_path)))
     write(tmp_path, {"thesis.txt": b""})
     with pytest.raises(InputError, match="a new or empty folder"):
-        folder.refuse_folder(folder.Run(tmp_path), RunConfig.preset("demo", out=str(tmp_path)))
+        folder.refuse_folder(folder.Run(tmp_path), RunConfig.preset("article_small", out=str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["@eaDir/a.jpg/SYNOPHOTO_THUMB.jpg", "__MACOSX/._a.jpg", "$RECYCLE.BIN/a.jpg", "._a.jpg"])
@@ -248,7 +248,7 @@ def test_celebrities_100k_is_the_same_wherever_one_points(tmp_path, inside):
 def begun(root, data, names):
     "A run as an earlier version left it."
     folder = importlib.import_module("facegen_keras.runs.folder")
-    config = RunConfig.preset("demo", data=str(data), out=str(root / "run"), batch_size=2)
+    config = RunConfig.preset("article_small", data=str(data), out=str(root / "run"), batch_size=2)
     run = folder.Run(config.out)
     run.directory.mkdir()
     run.write("config.json", config.to_json().encode())
@@ -434,7 +434,7 @@ def test_training_says_what_a_check_says(tmp_path, capsys):
     images = importlib.import_module("facegen_keras.runs.images")
     write(tmp_path, {"a.png": picture(1), "b.png": picture(2), "c.heic": b"", ".d/e.jpg": b"", ".d/f.jpg": b""})
     lines = []
-    images.load_images(RunConfig.preset("demo", data=str(tmp_path), batch_size=2), None, lines.append)
+    images.load_images(RunConfig.preset("article_small", data=str(tmp_path), batch_size=2), None, lines.append)
     with pytest.raises(SystemExit) as ended:
         importlib.import_module("facegen_keras.cli").main(["check", str(tmp_path)])
     said = capsys.readouterr()
@@ -477,7 +477,7 @@ def test_zips_with_dots_in_their_names(tmp_path, before):
 
 
 @pytest.mark.parametrize("field", ["out", "start", "data"])
-@pytest.mark.parametrize("path, text", [("r1", "r1"), ("toy", "./toy"), ("a/toy", "a/toy")])
+@pytest.mark.parametrize("path, text", [("r1", "r1"), ("toy", "./toy"), ("martians", "./martians"), ("a/toy", "a/toy")])
 def test_a_path_stays_as_it_is_unless_it_would_be_a_name(field, path, text):
     assert getattr(RunConfig.preset("small", **{field: Path(path)}), field) == text
 
@@ -485,7 +485,7 @@ def test_a_path_stays_as_it_is_unless_it_would_be_a_name(field, path, text):
 @pytest.mark.parametrize("place", ["toy", "./toy", "toy/"])
 def test_a_folder_called_toy(tmp_path, monkeypatch, place):
     monkeypatch.chdir(write(tmp_path, {"toy/a.png": picture()}))
-    assert load_faces(Path(place)).layout == load_faces(RunConfig.preset("demo", data=Path(place)).data).layout == "folder"
+    assert load_faces(Path(place)).layout == load_faces(RunConfig.preset("article_small", data=Path(place)).data).layout == "folder"
     faces = load_faces(place, image_size=16, limit=1)
     assert (faces.layout, faces.remarks) == (
         ("toy", ["toy are drawn faces; the folder toy is ./toy"]) if place == "toy" else ("folder", []))

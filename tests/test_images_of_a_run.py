@@ -22,7 +22,7 @@ def begun(tmp_path):
         make_picture(faces / f"{number}.png")
     (faces / "8.png").write_bytes((faces / "0.png").read_bytes())
     (faces / "9.png").write_text("<html>")
-    config = RunConfig.preset("demo", data=faces, out=tmp_path / "run", image_size=32, batch_size=4, max_bad=0.25)
+    config = RunConfig.preset("article_small", data=faces, out=tmp_path / "run", image_size=32, batch_size=4, max_bad=0.25)
     images, bad = load_images(config, None, lambda line: None)
     run, release = open_run(config, images, bad)
     release()

@@ -19,7 +19,7 @@ from facegen_keras.runs.progress import progress_line
 from facegen_keras.runs.start import load_gan
 
 PACKAGE = Path(__file__).parent.parent / "facegen_keras"
-TINY = RunConfig.preset("demo", image_size=32, width=2, latent_dim=8, batch_size=8, limit=32, epochs=1)
+TINY = RunConfig.preset("article_small", image_size=32, width=2, latent_dim=8, batch_size=8, limit=32, epochs=1)
 
 
 def hinge(logits, sign):

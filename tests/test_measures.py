@@ -46,7 +46,7 @@ def photos(tmp_path_factory):
 
 
 def config_for(photos, out, **changes):
-    return RunConfig.preset("demo", **TINY | changes, data=str(photos), out=str(out))
+    return RunConfig.preset("article_small", **TINY | changes, data=str(photos), out=str(out))
 
 
 @pytest.fixture(scope="module")

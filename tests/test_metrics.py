@@ -474,7 +474,7 @@ def test_a_reader_tells_how_far_its_lessons_are():
 @pytest.mark.parametrize("count", [100, 5_000, 100_000_000, 10**30])
 def test_no_more_faces_are_held_out_than_could_be_compared(tmp_path, count):
     run = Run(tmp_path)
-    run.write("config.json", RunConfig.preset("demo", limit=120).to_json().encode())
+    run.write("config.json", RunConfig.preset("article_small", limit=120).to_json().encode())
     train, held_out = metrics_module.real_faces(run, "toy", count)
     assert len(train) == 120 and len(held_out) == min(count, metrics_module.MOST_DRAWN)
 
@@ -556,7 +556,7 @@ def test_what_shares_bytes_with_a_trained_picture_is_neither_trained_on_nor_held
         Image.fromarray(FACES[face]).save(photos / f"{name}.png")
     for twin, name in dict(a="b", g="c", h="e", z="b").items():
         (photos / f"{twin}.png").write_bytes((photos / f"{name}.png").read_bytes())
-    config = RunConfig.preset("demo", data=photos, image_size=32, batch_size=2, out=run.directory)
+    config = RunConfig.preset("article_small", data=photos, image_size=32, batch_size=2, out=run.directory)
     run.write("config.json", config.to_json().encode())
     run.write("images.json.gz", ["b.png", "c.png", "d.png"])
     found = metrics_module.real_faces(run, photos, 10)
@@ -614,7 +614,7 @@ def test_jax_gives_the_same_figures(tmp_path):
 
 # the command
 
-TINY = [word for setting in ("image_size=32", "width=4", "batch_size=8", "limit=120", "epochs=1")
+TINY = ["--preset", "article_small"] + [word for setting in ("image_size=32", "width=4", "batch_size=8", "limit=120", "epochs=1")
         for word in ("--set", setting)]
 
 

@@ -10,7 +10,7 @@ import pytest
 from facegen_keras.config import RunConfig
 from facegen_keras.gan import FaceGAN
 
-CONFIG = RunConfig.preset("demo", image_size=32, width=4, batch_size=4)
+CONFIG = RunConfig.preset("article_small", image_size=32, width=4, batch_size=4)
 NUM_STEPS = 6
 
 

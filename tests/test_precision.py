@@ -22,7 +22,7 @@ from facegen_keras.runs.folder import Run
 from facegen_keras.training import train
 
 SILENT = dict(report=lambda line: None)
-TINY = RunConfig.preset("demo", image_size=32, width=8, batch_size=16, limit=320, epochs=5, noise="as_run")
+TINY = RunConfig.preset("article_small", image_size=32, width=8, batch_size=16, limit=320, epochs=5, noise="as_run")
 BITS_16 = ("bfloat16", "float16")
 pytestmark = pytest.mark.usefixtures("quick_pictures")
 

@@ -29,7 +29,7 @@ def test_everything_imports_without_notebook_tools():
 
 @pytest.mark.slow
 def test_a_run_works_without_notebook_tools(tmp_path):
-    arguments = ["train", "--out", str(tmp_path / "run"), *(word for setting in TINY for word in ("--set", setting))]
+    arguments = ["train", "--preset", "article_small", "--out", str(tmp_path / "run"), *(word for setting in TINY for word in ("--set", setting))]
     done = python(f"{BLOCK}; from facegen_keras.cli import main; main({arguments!r})")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "generator.keras").is_file() and "finished" in done.stdout

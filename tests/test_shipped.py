@@ -1,17 +1,22 @@
 """Generators that come with the package: found by name, your own run first, as good in 16 bits as they were."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from facegen_keras.cli import main
 from facegen_keras.config import RunConfig
+from facegen_keras.faces import load_faces
 from facegen_keras.gan import FaceGAN
+from facegen_keras.metrics import real_faces
 from facegen_keras.runs import shipped
 from facegen_keras.runs.folder import Run
+from facegen_keras.runs.held_out import choosing_faces, hold_out
 from facegen_keras.runs.shipped import find_run, ship_generator, shipped_names
-from facegen_keras.runs.start import begin_with_another, load_encoder, load_gan
+from facegen_keras.runs.start import begin_with_another, check_start, load_encoder, load_gan
+from facegen_keras.share.terms import find_terms, terms_of_data
 
 NAMES = shipped_names()  # before any test puts others in their place
 
@@ -80,3 +85,17 @@ def test_each_that_comes_with_the_package(name):
     assert load_encoder(shipped.SHIPPED / name) is not None
     assert (folder / "README.md").read_text().startswith("# ")
     assert "/" not in Run(folder).config.data
+
+
+def test_the_demo_begins_with_drawn_and_holds_martians_out(tmp_path, monkeypatch):
+    """Both halves of what it measures by are martians that it is not taught."""
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig.preset("demo", limit=1_000)
+    check_start(config)
+    assert find_terms("drawn") == terms_of_data(config.data) == "drawn"
+    faces = load_faces(config.data, config.image_size, limit=config.limit, seed=config.seed)
+    division = hold_out(config, faces)
+    choosing, (_, reporting) = choosing_faces(config, division), real_faces(
+        SimpleNamespace(config=config, read=lambda name: division), config.data, 50)
+    assert {choosing.layout, reporting.layout, faces.layout} == {"martians"}
+    assert len({sets[7].tobytes() for sets in (faces, choosing, reporting)}) == 3

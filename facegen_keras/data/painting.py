@@ -6,9 +6,9 @@
 __all__ = ['CURLS_BEHIND', 'HAIR_BEHIND', 'BODY', 'NECK', 'CHIN_SHADOW', 'NECKLINE', 'COLLAR', 'STRIPES', 'DOTS', 'HEAD', 'JAW',
            'EAR', 'CHEEK', 'BEARD', 'GOATEE', 'TEETH', 'GUMS', 'TONGUE', 'MOUTHS', 'EYELIDS', 'LASHES', 'BROW',
            'CURLS_IN_FRONT', 'STRAND', 'HAIR_IN_FRONT', 'HAIR_SHINE', 'STUBBLE', 'FRAMES', 'STRAW', 'STRAW_EDGE',
-           'DOME', 'BEANIE', 'CROWN', 'FOLD', 'RIBBON', 'draw_background', 'draw_hair_behind', 'draw_body', 'draw_head',
-           'draw_beard', 'draw_mouth', 'draw_nose', 'eyelid', 'draw_eye', 'draw_eyes', 'draw_hair_front',
-           'draw_glasses', 'draw_hat']
+           'DOME', 'BEANIE', 'CROWN', 'FOLD', 'RIBBON', 'STALK', 'TIP', 'draw_background', 'draw_hair_behind',
+           'draw_body', 'draw_head', 'draw_beard', 'draw_mouth', 'draw_nose', 'eyelid', 'draw_eye', 'draw_eyes',
+           'draw_hair_front', 'draw_glasses', 'draw_hat']
 
 # %% ../../nbs/data/painting.ipynb #8ee15e57
 import numpy as np
@@ -246,11 +246,12 @@ BEANIE = symmetric([.18-.84j, .44-.66j, .52-.34j, .50-.22j])
 CROWN = symmetric([.22-.80j, .38-.66j, .45-.36j, .30-.28j])
 FOLD = symmetric([.20-.40j, .50-.35j, .55-.26j, .50-.16j, .20-.20j])
 RIBBON = symmetric([.20-.42j, .43-.45j, .46-.35j, .30-.27j])
+STALK, TIP = lens(.08-.50j, .13-.70j, .28-.78j, .25-.60j), ellipse(.28-.78j, .09, .09)
 
 def draw_hat(
     canvas: Canvas,  # to paint on
 ):
-    "A beanie with a pompom, a cap with a badge, a straw hat with a ribbon."
+    "A beanie with a pompom, a cap with a badge, a straw hat with a ribbon, or antennae."
     hat, colours = canvas.face.hat, canvas.colours
     colour, dark, light = colours["hat"], colours["hat_dark"], colours["hat_light"]
     if hat == "beanie":
@@ -266,3 +267,7 @@ def draw_hat(
         canvas.fill(ellipse(-.32j, .86, .145), STRAW, .1)
         canvas.shade(CROWN, STRAW_EDGE, STRAW, .1)
         canvas.fill(RIBBON, colour, .1)
+    if hat == "antennae":
+        canvas.fill_both(STALK, colours["skin_dark"], .1)
+        canvas.fill_both(TIP, colours["skin"], .1)
+        canvas.fill_both(ellipse(.26-.80j, .03, .03), colours["skin_light"], .1)

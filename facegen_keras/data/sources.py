@@ -279,7 +279,7 @@ def open_source(
 ):  # a collection that holds at least one picture
     "The collection at a path."
     if not os.path.exists(path):
-        raise input_error("data", "toy, a folder of pictures or a .zip of one", str(path),
+        raise input_error("data", "toy, martians, a folder of pictures or a .zip of one", str(path),
                           "check the path, nothing is there")
     source = FolderSource(path) if os.path.isdir(path) else ZipSource(path)
     if not any(map(is_picture, source.names)):

@@ -140,11 +140,11 @@ def start_up(num_names: int, image_size: int = 64, batch_size: int = 64) -> floa
 # %% ../../nbs/measure/costs.ipynb #648201e8
 def measure_costs(report=lambda line: None) -> dict:  # can be written as JSON
     "Everything on this page, at the article's width."
-    article, demo = RunConfig.preset("article", batch_size=16), RunConfig.preset("demo", precision="auto")
+    article, small = RunConfig.preset("article", batch_size=16), RunConfig.preset("article_small", precision="auto")
     record = {"about": about(width=article.width, **processor()), "steps": step_costs(report=report)}
     for name, make in {
         "start_up": lambda: {num: round(start_up(num), 3) for num in (1_000, 10_000, 100_000, 1_000_000)},
-        "feeding the demo": lambda: feeding_costs(demo),
+        "feeding article_small": lambda: feeding_costs(small),
         "saving the article": lambda: saving_costs(article),
     }.items():
         record[name] = make()

@@ -26,6 +26,7 @@ import filelock
 from ..base.errors import InputError, input_error, is_out_of_memory
 from ..base.files import is_leftover, naming, sync, write_file
 from ..base.locks import lock_folder
+from ..base.settings import DRAWN_SETS
 from ..config import RunConfig
 
 # %% ../../nbs/runs/folder.ipynb #42576d5d
@@ -194,7 +195,7 @@ class Onlooker(Run):
 # %% ../../nbs/runs/folder.ipynb #d44e096c
 def refuse_folder(run: Run, config: RunConfig) -> None:
     "Raises unless `config.out` is free or holds a run."
-    if Path(config.data).resolve() in run.directory.resolve().parents and config.data != "toy":
+    if Path(config.data).resolve() in run.directory.resolve().parents and config.data not in DRAWN_SETS:
         raise input_error("out", f"a folder outside the data {config.data}", config.out, "choose another --out")
     try:
         if not run.exists() and run.directory.exists() and any(

@@ -9,6 +9,7 @@ __all__ = ['SHARE', 'LEAST_OF_HALF', 'MOST_OF_HALF', 'name_place', 'halves_by_na
 # %% ../../nbs/runs/held_out.ipynb #f05ca784
 import hashlib
 
+from ..base.settings import DRAWN_SETS
 from ..config import RunConfig
 from ..data.check import check_faces, find_duplicates, inspect_faces
 from ..data.layouts import recognise
@@ -96,7 +97,7 @@ def hold_out(
     report=print,  # called with a line if something is
 ) -> dict | None:  # for `held_out.json.gz`; None: nothing is held out
     "Decides what a run that begins holds out."
-    if faces.layout == "toy":
+    if faces.layout in DRAWN_SETS:
         count = min(MOST_OF_HALF, len(faces) // 10)
         seeds = {half: (config.seed + more) % 2**32 for half, more in (("choose", 2), ("report", 1))}
         return seeds | {"count": count} if count >= LEAST_OF_HALF else None
@@ -133,8 +134,8 @@ def choosing_faces(
     division: dict,  # as `hold_out` gives it
 ) -> Faces:
     "The half of the held-out faces by which the best generator is chosen."
-    if config.data == "toy":
-        return load_faces("toy", config.image_size, limit=division["count"], seed=division["choose"])
+    if config.data in DRAWN_SETS:
+        return load_faces(config.data, config.image_size, limit=division["count"], seed=division["choose"])
     faces = load_faces(config.data, config.image_size, config.crop)
     follow_names(faces, division["choose"])
     if Run(config.out).exists():

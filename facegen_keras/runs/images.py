@@ -18,6 +18,7 @@ import numpy as np
 import facegen_keras
 from ..base.errors import input_error, is_out_of_memory
 from ..base.output import now_and_then
+from ..base.settings import DRAWN_SETS
 from ..config import RunConfig
 from ..data.check import check_faces
 from ..engine.backend import backend
@@ -35,7 +36,7 @@ def load_images(
     report=print,  # called with each line that a person should read
 ) -> tuple[Faces, dict[str, str]]:  # the run's images; name -> reason of those left out because it only begins
     "The images that a run is about, each read once; refuses too few and too many bad ones."
-    listed = run and config.data != "toy" and run.read("images.json.gz", list)  # the limit has done its work
+    listed = run and config.data not in DRAWN_SETS and run.read("images.json.gz", list)  # the limit has done its work
     faces = load_faces(config.data, config.image_size, config.crop, None if listed else config.limit, config.seed)
     for remark in faces.remarks:
         report(remark)
@@ -45,7 +46,7 @@ def load_images(
                           config.batch_size, "set a smaller batch_size or give more images")
     if config.patience and not faces.held_out:
         raise input_error("patience", "none where no images are held out to measure by", config.patience,
-                          "leave it out, or give some 2,000 images (toy: 1,000), or 300 more than limit")
+                          "leave it out, or give some 2,000 images (drawn: 1,000), or 300 more than limit")
     require_readable(faces)
     return faces, bad
 

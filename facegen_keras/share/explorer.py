@@ -17,6 +17,7 @@ from PIL import Image
 
 import facegen_keras
 from ..base.files import naming, write_file
+from ..base.settings import DRAWN_SETS
 from ..gan import generate_faces
 from ..runs.viz import GENERATED, image_grid, png_text, to_png
 from .card import write_card
@@ -88,7 +89,7 @@ def page_settings(
 ) -> dict:  # explore.json, but for its sheets
     "What the page has to know."
     terms = TERMS[find_terms(run)]
-    return {"kind": "drawn" if config.data == "toy" else "photo", "network": EXPORT_FORMATS["onnx"].file_name,
+    return {"kind": "drawn" if config.data in DRAWN_SETS else "photo", "network": EXPORT_FORMATS["onnx"].file_name,
             "image_size": config.image_size, "latent_dim": config.latent_dim, "latents": config.latents, "truncation": TRUNCATION,
             "terms": {"english": terms.english, "chinese": terms.chinese}, "png_text": png_text(GENERATED),
             "faces": numbers.tolist(), "directions": directions_as_json(directions),

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..base.errors import input_error
+from ..base.settings import DRAWN_SETS
 from ..data.pictures import CELEBA_SIZE, UnreadableImage
 from ..faces import load_faces
 from ..runs.folder import Run
@@ -70,6 +71,7 @@ def real_faces_for(
     config = Run(find_run(run)).config
     if given:
         return RealFaces(given_faces(given, config.image_size), "photo")
-    if config.data == "toy":
-        return RealFaces(np.stack(list(ToyFaces(NUM_REAL, config.image_size, QUIZ_SEED, cache_bytes=0))), "drawn")
+    if config.data in DRAWN_SETS:
+        drawn = ToyFaces(NUM_REAL, config.image_size, QUIZ_SEED, cache_bytes=0, kind=config.data)
+        return RealFaces(np.stack(list(drawn)), "drawn")
     return None

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from ..base.errors import InputError
+from ..base.settings import DRAWN_SETS
 from ..runs.folder import Run
 from ..runs.shipped import SHIPPED, find_run, shipped_names
 
@@ -44,7 +45,7 @@ def terms_of_data(
     data: str,  # of a config
 ) -> str:  # a name in `TERMS`
     "The terms of the pictures that a run was given."
-    if data == "toy":
+    if data in DRAWN_SETS:
         return "drawn"
     return "celeba" if re.search("celeb", Path(data).name, re.IGNORECASE) else "unknown"
 
