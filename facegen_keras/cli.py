@@ -166,7 +166,7 @@ def write_record(
 # %% ../nbs/cli.ipynb #bd5cf2e4
 @facegen.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", help="Where the run's real faces are, or toy.  [default: where they were]")
+@click.option("--data", help="Where the run's real faces are, if they have moved.  [default: where they were]")
 @click.option(
     "--count", default=10_000, show_default=True, type=click.IntRange(min=50), help="How many faces of a seed."
 )

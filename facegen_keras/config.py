@@ -169,7 +169,7 @@ PRESETS = {
     "modern": MODERN | dict(out="runs/modern", limit=100_000, epochs=60, redraw_epochs=5),
     "small": MODERN | dict(out="runs/small", limit=9_000, epochs=16, redraw_epochs=13, image_size=64, batch_size=16,
                            ema_images=5_000, schedule_images=27_000),
-    "demo": MODERN | dict(out="runs/demo", data="martians", start="drawn", width=24, latent_dim=64, epochs=6, redraw_epochs=5,
+    "demo": MODERN | dict(out="runs/martians", data="martians", start="drawn", width=24, latent_dim=64, epochs=6, redraw_epochs=5,
                           redraw_rate=1e-3, image_size=64, batch_size=16, ema_images=5_000, schedule_images=4_000,
                           precision="float32"),
 }

@@ -10,7 +10,7 @@ import operator
 
 import numpy as np
 
-from .data.attributes import LARGEST, FaceAttributes, draw_attributes, integer_between
+from .data.attributes import LARGEST, TABLES, FaceAttributes, draw_attributes, integer_between
 from .data.canvas import Canvas
 from .data.painting import (
     draw_background, draw_beard, draw_body, draw_eyes, draw_glasses, draw_hair_behind, draw_hair_front, draw_hat,
@@ -41,6 +41,8 @@ class ToyFaces:
         cache_bytes: int = 256*2**20,    # memory for drawn faces: as many of the first as fit are kept
         kind: str = "toy",               # "toy", which are people, or "martians"
     ):
+        if kind not in TABLES:
+            raise ValueError(f"kind: expected one of {', '.join(TABLES)}; received {kind!r}; choose one listed in TABLES")
         self.count = integer_between("count", count, 1, LARGEST)
         self.seed = integer_between("seed", seed, 0, LARGEST)
         self.image_size = integer_between("image_size", image_size, 16, 512)

@@ -58,6 +58,8 @@ def test_martians_are_the_same_faces_but_for_what_martians_have(many):
     for name, kinds in MARTIAN.items():
         assert {getattr(face, name) for face in martians} == set(kinds)
     alike = {name: getattr(ORDINARY, name) for name in MARTIAN}
+    with pytest.raises(ValueError, match="kind: expected one of toy, martians; received 'mars'"):
+        ToyFaces(4, 64, kind="mars")
     assert [dataclasses.replace(face, **alike) for face in martians] == [dataclasses.replace(face, **alike) for face in many]
 
 

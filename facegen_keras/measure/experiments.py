@@ -16,6 +16,7 @@ import numpy as np
 
 from ..base.errors import TrainingDiverged, input_error
 from ..base.files import write_file
+from ..base.settings import DRAWN_SETS
 from ..config import RunConfig
 from ..data.store import cache_folder
 from ..features.distances import distance_blocks
@@ -107,7 +108,7 @@ def measure_arms(
     small: dict = SMALL_SET,  # settings of all arms
 ) -> dict:  # of `measure_sets`
     "Trains, generates and measures; what is there already is not made again."
-    if data == "toy" and len(seeds) > 1:
+    if data in DRAWN_SETS and len(seeds) > 1:
         raise input_error("seeds", "one with drawn faces, which depend on it", seeds, "give one")
     rows, sets = [], []
     for name, arm in arms.items():

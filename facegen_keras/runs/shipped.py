@@ -51,7 +51,7 @@ def refuse_another_generator(
     if differ:
         remedy = " ".join(f"--set {name}={theirs[name]}" for name in differ)
         raise input_error(f"{differ[0]}, with start={config.start}", f"{theirs[differ[0]]!r}, as that generator has it",
-                          getattr(config, differ[0]), f"give {remedy}")
+                          getattr(config, differ[0]), f"give {remedy}, or --set start=none for fresh networks")
 
 # %% ../../nbs/runs/shipped.ipynb #5a1b0c02
 MOST_TEXT = 10_000_000  # bytes of a description of layers

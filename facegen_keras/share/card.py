@@ -25,7 +25,7 @@ def trained_on(run: Run) -> str:
     config = run.config
     count = (run.read("environment.json") or {}).get("images") or config.limit
     number = f"{count:,} " if count else ""
-    source = "drawn faces of this package" if config.data in DRAWN_SETS else f"pictures of `{Path(config.data).name}`"
+    source = f"drawn faces (`{config.data}`) of this package" if config.data in DRAWN_SETS else f"pictures of `{Path(config.data).name}`"
     start = f", beginning with the generator `{Path(config.start).name}`" if config.start else ""
     return f"{number}{source}, as squares of {config.image_size} pixels{start}."
 
