@@ -242,7 +242,7 @@ def test_a_start_of_another_shape_is_refused_when_built(shipping, tmp_path, capf
     for command in ("build", "run"):
         status, _, err = facegen(capfd, "kernel", command, "--set", "start=pretended")
         assert status == 2 and err.count("\n") == 1 and f"expected {theirs!r}, as that generator has it, got {ours!r}" in err
-        assert f"give --set {name}={theirs}\n" in err
+        assert f"give --set {name}={theirs}, or --set start=none for fresh networks\n" in err
     assert not (tmp_path / "kernel").exists()
 
 
