@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up that each needs, from nothing but Python and make.
 PYTHON ?= python3
 BIN ?= .venv/bin
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo check test test-kaggle readme docs explorer hooks clean
 
