@@ -19,14 +19,14 @@ from rich.console import Console
 
 from ..base.loss_table import Loss
 from ..base.output import SECONDS_BETWEEN_LINES
-from ..config import RunConfig
+from ..config import PRESETS, RunConfig
 from ..engine.precision import choose_precision
 from .callbacks import FEW_STEPS
 from .session import Session, since_best, steps_between_measurements
 
 # %% ../../nbs/runs/progress.ipynb #35a21db0
 MANY_STEPS = 3_000  # faces take some thousand
-REDRAWN = 117_000  # images that the preset small redraws; half of them are few
+REDRAWN = PRESETS["small"]["redraw_epochs"] * PRESETS["small"]["limit"]  # images; half of them are few
 
 
 def plan(
@@ -43,7 +43,7 @@ def plan(
     if session.steps_done:
         lines.append(f"going on after epoch {session.epoch}, step {session.step}: {left:,} steps left")
     elif advice := more_epochs(config, session.steps_per_epoch):
-        lines.append(f"only {left:,} steps in all: faces take some thousand, as with {advice}")
+        lines.append(f"{left:,} steps in all are few; for better faces: {advice}")
     if config.patience and left:
         lines.append(what_patience_does(session))
     return "\n".join([*lines, f"writing to {session.run.directory}"])
