@@ -79,6 +79,8 @@ def test_the_arms_of_a_race_do_equal_work(arms, limit):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("record, name, arm, limit", [
+    ("quality_race", "article", ARMS["article"], 9_000),
+    ("quality_race", "article faster", ARMS["article faster"], 9_000),
     ("quality_celeba", "article", ARMS["article"], 9_000),
     ("quality_celeba", "article faster", ARMS["article faster"], 9_000),
     ("quality_drawn", "article", DRAWN["article"], 30_000),
