@@ -26,8 +26,8 @@ class Recipe(Settings):
 
     image_size: int = setting(128, "side of the square pictures, pixels", one_of(32, 64, 128, 256), "A")
     networks: str = setting(
-        "dcgan", "dcgan: the article's; residual: without batch norm, see 08_modern",
-        one_of("dcgan", "residual"), "A, P")
+        "dcgan", "dcgan: the article's; dcgan_resize: without its checkerboard, see 04_networks; residual: without batch "
+        "norm, see 08_modern", one_of("dcgan", "dcgan_resize", "residual"), "A, P")
     latents: str = setting("uniform", "how latent vectors are drawn: uniform in [-1, 1], or standard normal",
                            one_of("uniform", "normal"), "A, P")
     latent_dim: int = setting(100, "length of the latent vector", whole_number(1), "A")

@@ -64,6 +64,8 @@ def generate_faces(
 
 # %% ../nbs/06_gan.ipynb #8dc6a00f
 MAKERS = {"dcgan": {"generator": make_generator, "discriminator": make_discriminator},
+          "dcgan_resize": {"generator": functools.partial(make_generator, resize=True),
+                           "discriminator": make_discriminator},
           "residual": {"generator": make_residual_generator, "discriminator": make_residual_discriminator,
                        "encoder": make_residual_encoder}}
 

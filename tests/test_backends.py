@@ -90,17 +90,17 @@ def twenty_steps(folder):
 
 
 UNDER_JAX = "import json, sys, test_backends; print(json.dumps([*map(test_backends.twenty_steps, sys.argv[1:])]))"
-PRESETS = ["article", "modern"]
+RECIPES = {"article": ("article", {}), "resized": ("article", {"networks": "dcgan_resize"}), "modern": ("modern", {})}
 
 
 @pytest.fixture(scope="module")
 def twenty_steps_of_both(tmp_path_factory):
-    """By preset: what they give here, and under JAX."""
+    """By recipe: what they give here, and under JAX."""
     folders = []
-    for preset in PRESETS:
-        folders.append(folder := tmp_path_factory.mktemp(preset))
+    for recipe, (preset, settings) in RECIPES.items():
+        folders.append(folder := tmp_path_factory.mktemp(recipe))
         config = RunConfig.preset(preset, image_size=32, width=2, batch_size=4, precision="float32", redraw_epochs=0,
-                                  out=str(folder))
+                                  out=str(folder), **settings)
         (folder / "config.json").write_text(config.to_json())
         gan, rng = FaceGAN.from_run_config(config), np.random.default_rng(7)
         for _ in range(5):  # so that the optimizers hold something
@@ -108,14 +108,14 @@ def twenty_steps_of_both(tmp_path_factory):
                        rng.uniform(-1, 1, (4, config.latent_dim)).astype("float32"), 0.95)
         save_checkpoint(gan, folder / "checkpoints", Place(1))
     under_jax = json.loads(run("-c", UNDER_JAX, *folders).splitlines()[-1])
-    return dict(zip(PRESETS, zip(map(twenty_steps, folders), under_jax)))
+    return dict(zip(RECIPES, zip(map(twenty_steps, folders), under_jax)))
 
 
 @needs_jax
-@pytest.mark.parametrize("preset", PRESETS)
-def test_twenty_steps_from_one_checkpoint_agree(twenty_steps_of_both, preset):
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_twenty_steps_from_one_checkpoint_agree(twenty_steps_of_both, recipe):
     """On small networks: in large ones some leaky ReLU meets a value so close to 0 that rounding decides its slope."""
-    (losses, moving), (jax_losses, jax_moving) = twenty_steps_of_both[preset]
+    (losses, moving), (jax_losses, jax_moving) = twenty_steps_of_both[recipe]
     gaps = np.abs(np.subtract(losses, jax_losses)).reshape(3, 20, -1).max(2)  # start, step
     assert gaps[:, :5].max() < 1e-4
     assert np.sort(gaps.max(1))[1] < 1e-4, "one start of three may meet such a value: which one depends on the processor"

@@ -9,12 +9,12 @@ import pytest
 from facegen_keras.cli import main
 from facegen_keras.config import RunConfig
 from facegen_keras.faces import load_faces
-from facegen_keras.gan import FaceGAN
+from facegen_keras.gan import MAKERS, FaceGAN, make_networks
 from facegen_keras.metrics import real_faces
 from facegen_keras.runs import shipped
 from facegen_keras.runs.folder import Run
 from facegen_keras.runs.held_out import choosing_faces, hold_out
-from facegen_keras.runs.shipped import find_run, ship_generator, shipped_names
+from facegen_keras.runs.shipped import find_run, generator_settings, ship_generator, shipped_names
 from facegen_keras.runs.start import begin_with_another, check_start, load_encoder, load_gan
 from facegen_keras.share.terms import find_terms, terms_of_data
 
@@ -69,6 +69,13 @@ def test_another_run_begins_with_one(tiny):
         "beginning with the generator of tiny and a fresh discriminator: it has no trained discriminator")
     for ours, theirs in zip(gan.generator.get_weights(), tiny.ema_generator.get_weights()):
         np.testing.assert_allclose(ours, theirs, atol=1e-2)
+
+
+@pytest.mark.parametrize("networks", MAKERS)
+def test_a_file_tells_which_networks_it_is_from(tmp_path, networks):
+    shape = dict(networks=networks, image_size=32, latent_dim=8, width=4)
+    make_networks(RunConfig.preset("article", **shape), "noisy_labels")[0].save(tmp_path / "generator.keras")
+    assert generator_settings(tmp_path / "generator.keras") == shape | {"flow_blocks": 0}
 
 
 def test_a_name_that_is_none(tiny, capsys):

@@ -67,7 +67,7 @@ def generator_settings(
             whole = path.suffix == ".keras" and file.testzip() is None
         shapes = {layer["config"]["name"]: layer["build_config"]["input_shape"] for layer in layers
                   if layer.get("build_config")}
-        networks = "residual" if "spread" in shapes else "dcgan"
+        networks = "residual" if "spread" in shapes else "dcgan_resize" if "up1" in shapes else "dcgan"
         settings = {"networks": networks, "image_size": shapes["rgb_conv"][1], "latent_dim": shapes["base"][-1],
                     "flow_blocks": sum(name.startswith("flow") and name.endswith("_turn") for name in shapes),
                     "width": shapes["edge_conv" if networks == "residual" else "rgb_conv"][-1]}
