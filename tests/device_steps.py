@@ -107,9 +107,9 @@ if __name__ == "__main__":
     assert len(keras.distribution.list_devices()) == NUM_DEVICES
     for case in sys.argv[2:]:
         preset, precision = case.split("/")
-        more = {}
-        if preset == "modern":  # draws of each replica's own
-            more = dict(redraw_epochs=1, blur=(1.0, 0.1), ema_images=100, augment=0.5)
+        more = dict(augment=0.5)  # draws of each replica's own
+        if preset == "acts":
+            more |= dict(redraw_epochs=1, blur=(1.0, 0.1), ema_images=100)
         config = RunConfig.preset(preset, image_size=32, width=4, batch_size=8, precision=precision, **more)
         for num_devices, devices in ((1, contextlib.nullcontext()), (2, backend.over_devices(config.batch_size))):
             np.savez(Path(sys.argv[1], f"{preset} {precision} {num_devices}.npz"), **steps(config, devices))

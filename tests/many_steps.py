@@ -21,9 +21,9 @@ def take_steps(
     **settings,  # of the preset small
 ) -> Run:  # in which nothing diverged
     """Redraws, spreads and plays; raises `AssertionError` if a number was not finite at any time."""
-    config = RunConfig.preset("small", **settings)
+    config = RunConfig.preset("acts", **settings)
     epochs = math.ceil(num_steps / (config.limit // config.batch_size))
-    config = RunConfig.preset("small", **settings, redraw_epochs=epochs, epochs=2 * epochs)
+    config = RunConfig.preset("acts", **settings, redraw_epochs=epochs, epochs=2 * epochs)
     run = train(config, report=lambda line: None)
     assert run.status["state"] == "finished" and not run.records("recovery"), "it diverged"
     gan = load_gan(run.directory, last=True)

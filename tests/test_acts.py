@@ -39,7 +39,7 @@ def arrays(variables):
 
 
 def redrawing_gan():
-    return FaceGAN.from_run_config(RunConfig.preset("small", **ACTS), "redraw")
+    return FaceGAN.from_run_config(RunConfig.preset("acts", **ACTS), "redraw")
 
 
 def batch():
@@ -141,7 +141,7 @@ def last_state(out):
 def whole_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     lines = []
-    train(RunConfig.preset("small", **ACTS, out=str(out)), report=lines.append)
+    train(RunConfig.preset("acts", **ACTS, out=str(out)), report=lines.append)
     return out, lines
 
 
@@ -181,7 +181,7 @@ def test_curves_keep_their_distance_and_the_last_epoch_draws_them(tmp_path, monk
     monkeypatch.setattr(callbacks_module, "loss_curves", lambda *arguments: time.sleep(0.02))
     monkeypatch.setattr(callbacks_module, "figure_to_png", lambda figure, text: drawn.append(text) or b"")
     (tmp_path / "samples").mkdir()
-    session = types.SimpleNamespace(run=Run(tmp_path), epoch=1, steps_left=5, config=RunConfig.preset("small", **ACTS),
+    session = types.SimpleNamespace(run=Run(tmp_path), epoch=1, steps_left=5, config=RunConfig.preset("acts", **ACTS),
                                     faces=types.SimpleNamespace(layout="toy"))
     pictures = callbacks_module.DrawPictures(session)
     pictures.set_model(types.SimpleNamespace(generate=lambda count, seed: np.zeros((count, 32, 32, 3), "uint8")))
@@ -209,7 +209,7 @@ def test_a_run_stopped_in_any_act_ends_as_an_unbroken_one(whole_run, tmp_path, p
                 self.session.stop_reason = "the test stops it"
             super().on_train_batch_end(batch, logs)
 
-    config = RunConfig.preset("small", **ACTS, out=str(tmp_path / "broken"))
+    config = RunConfig.preset("acts", **ACTS, out=str(tmp_path / "broken"))
     with monkeypatch.context() as patched:
         patched.setattr(training_module, "StopInTime", Stop)
         assert train(config, report=quiet).status["state"] == "paused"
@@ -235,7 +235,7 @@ def test_a_game_that_diverges_at_once_goes_back_to_the_redrawing(tmp_path, monke
         real(gan, session)
 
     monkeypatch.setattr(training_module, "run_session", fail_once)
-    run = train(RunConfig.preset("small", **ACTS, out=str(tmp_path / "run")), report=quiet)
+    run = train(RunConfig.preset("acts", **ACTS, out=str(tmp_path / "run")), report=quiet)
     assert run.status["state"] == "finished" and len(run.records("recovery")) == 1
 
 
@@ -248,7 +248,7 @@ def test_all_numbers_stay_finite_in_each_act(tmp_path, precision):
 @pytest.mark.slow
 def test_a_run_begins_with_another_generator(whole_run, tmp_path):
     out = whole_run[0]
-    config = RunConfig.preset("small", **SMALL, epochs=1, redraw_epochs=0, start=str(out), out=str(tmp_path / "next"),
+    config = RunConfig.preset("acts", **SMALL, epochs=1, redraw_epochs=0, start=str(out), out=str(tmp_path / "next"),
                               g_learning_rate=1e-9, final_rate=1.0)
     lines, config = [], dataclasses.replace(config, d_learning_rate=1e-9)
     assert train(config, report=lines.append).status["state"] == "finished"
@@ -268,7 +268,7 @@ def starts(whole_run, tmp_path_factory):
         (folder / name).mkdir()
         for file in kept:
             shutil.copy(out / file, folder / name)
-    redrawn = RunConfig.preset("small", **ACTS, out=str(folder / "redrawn"))
+    redrawn = RunConfig.preset("acts", **ACTS, out=str(folder / "redrawn"))
     train(dataclasses.replace(redrawn, save_minutes=0), hours=0, report=quiet)
     return {"run": out, "file": out / "best.keras" if (out / "best.keras").exists() else out / "generator.keras",
             "redrawn": folder / "redrawn", **{path.name: path for path in folder.iterdir()}}
@@ -284,7 +284,7 @@ def starts(whole_run, tmp_path_factory):
 def test_the_second_network_comes_where_it_fits(starts, name, game, redraw):
     theirs = keras.saving.load_model(starts["file"]) if name == "file" else load_gan(starts[name]).ema_generator
     for redraw_epochs, line in ((0, game), (2, redraw)):
-        config = RunConfig.preset("small", **ACTS | dict(redraw_epochs=redraw_epochs, start=str(starts[name]), seed=1))
+        config = RunConfig.preset("acts", **ACTS | dict(redraw_epochs=redraw_epochs, start=str(starts[name]), seed=1))
         gan, fresh = (FaceGAN.from_run_config(config, config.loss_at(0)) for _ in range(2))
         assert begin_with_another(gan) == "beginning with the generator " + line.format(starts[name])
         assert all(map(np.array_equal, gan.generator.get_weights(), theirs.get_weights()))
@@ -293,7 +293,7 @@ def test_the_second_network_comes_where_it_fits(starts, name, game, redraw):
 
 @pytest.mark.slow
 def test_a_discriminator_of_another_loss_stays_behind(starts, tmp_path):
-    config = RunConfig.preset("small", **ACTS | dict(
+    config = RunConfig.preset("acts", **ACTS | dict(
         redraw_epochs=0, loss="noisy_labels", gamma=(0, 0), blur=(0, 0), augment=0, matching=0,
         start=str(starts["run"])))
     assert begin_with_another(FaceGAN.from_run_config(config)).endswith("its discriminator was trained by relativistic")
@@ -301,7 +301,7 @@ def test_a_discriminator_of_another_loss_stays_behind(starts, tmp_path):
 
 @pytest.mark.slow
 def test_an_encoder_taken_up_again_gives_the_codes_of_the_latents_that_it_gave(starts):
-    config = RunConfig.preset("small", **ACTS, start=str(starts["run"]), seed=1)
+    config = RunConfig.preset("acts", **ACTS, start=str(starts["run"]), seed=1)
     gan, faces = FaceGAN.from_run_config(config, "redraw"), batch()[0]
     begin_with_another(gan)
     codes, log_variances = np.split(arrays([gan.encoder(faces)])[0], 2, axis=1)
@@ -315,7 +315,7 @@ def test_a_run_goes_on_without_its_start_as_if_it_had_not_stopped(starts, tmp_pa
     """Its start is gone by then."""
     gone, runs = shutil.copytree(starts["run"], tmp_path / "gone"), []
     for name, hours in (("whole", None), ("broken", 0)):
-        config = RunConfig.preset("small", **SMALL, epochs=1, redraw_epochs=0, start=str(gone), out=str(tmp_path / name))
+        config = RunConfig.preset("acts", **SMALL, epochs=1, redraw_epochs=0, start=str(gone), out=str(tmp_path / name))
         runs.append(train(config, hours=hours, report=quiet))
     shutil.rmtree(gone)
     assert train(config, report=quiet).status["state"] == "finished"
@@ -334,7 +334,7 @@ def test_a_run_goes_on_without_its_start_as_if_it_had_not_stopped(starts, tmp_pa
     (dict(start="nowhere"), "start: expected a folder that holds a run with a checkpoint, or a generator.keras, got '.*nowhere'")])
 def test_another_generator_is_refused_before_anything_is_written(whole_run, tmp_path, changes, line):
     start = whole_run[0] / changes.get("start", "")
-    config = RunConfig.preset("small", **ACTS | changes | dict(start=str(start), out=str(tmp_path / "gan")))
+    config = RunConfig.preset("acts", **ACTS | changes | dict(start=str(start), out=str(tmp_path / "gan")))
     with pytest.raises(InputError, match=line):
         train(config, report=quiet)
     assert not Run(tmp_path / "gan").exists()
@@ -344,7 +344,7 @@ def test_another_generator_is_refused_before_anything_is_written(whole_run, tmp_
 def test_a_run_cannot_begin_with_itself(whole_run):
     """With --fresh that would be the end of it."""
     for start in (whole_run[0], whole_run[0] / "generator.keras"):
-        config = RunConfig.preset("small", **ACTS, start=str(start), out=str(whole_run[0]))
+        config = RunConfig.preset("acts", **ACTS, start=str(start), out=str(whole_run[0]))
         with pytest.raises(InputError, match="start: expected another run than out"):
             train(config, fresh=True, report=quiet)
     assert load_gan(whole_run[0])
@@ -372,4 +372,4 @@ def test_moving_statistics_are_begun_with_as_well(tmp_path):
     (dict(start=""), "start: expected none, a folder or a file")])
 def test_settings_that_do_not_go_together_are_refused(changes, line):
     with pytest.raises(InputError, match=line):
-        dataclasses.replace(RunConfig.preset("small", **ACTS), **changes)
+        dataclasses.replace(RunConfig.preset("acts", **ACTS), **changes)

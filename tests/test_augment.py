@@ -32,7 +32,7 @@ def rows(count, image_size=32):
     return np.concatenate([colours, distances, squares], 1).astype("float32")
 
 
-def changed():
+def changed(preset):
     """Pictures under those changes, the gradient of a sum by their pixels, and what a dozen compiled updates log."""
     images, weights = np.random.default_rng(6).uniform(-1, 1, (2, 8, 32, 32, 3)).astype("float32")
     variable, changes = keras.Variable(images), rows(8)
@@ -42,7 +42,7 @@ def changed():
         return keras.ops.sum(weights * pictures), pictures
 
     [pictures], [[slopes]] = backend.differentiate(total, [[variable]])
-    gan, rng = FaceGAN.from_run_config(RunConfig.preset("small", **SMALL)), np.random.default_rng(1)
+    gan, rng = FaceGAN.from_run_config(RunConfig.preset(preset, **SMALL)), np.random.default_rng(1)
     for weight in gan.generator.variables + gan.second.variables:  # the same under both backends
         weight.assign(0.1 * rng.normal(size=weight.shape))
     networks = gan.generator, gan.second, gan.g_optimizer, gan.d_optimizer
@@ -52,9 +52,10 @@ def changed():
 
 
 @pytest.mark.slow
-def test_both_backends_change_pictures_alike():
+@pytest.mark.parametrize("preset", ["small", "acts"])
+def test_both_backends_change_pictures_alike(preset):
     pytest.importorskip("jax")
-    (pictures, slopes, logged), theirs = changed(), under_jax.value_of("test_augment.changed()")
+    (pictures, slopes, logged), theirs = changed(preset), under_jax.value_of(f"test_augment.changed({preset!r})")
     np.testing.assert_allclose(theirs[0], pictures, atol=1e-5)
     np.testing.assert_allclose(theirs[1], slopes, atol=1e-5)
     np.testing.assert_allclose(theirs[2][:3], logged[:3], rtol=1e-3)
@@ -70,24 +71,32 @@ def step_on(gan, first, last, step=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_compiled_steps_stay_finite_and_each_draws_anew(precision):
-    gan = FaceGAN.from_run_config(RunConfig.preset("small", **SMALL | {"precision": precision}))
+@pytest.mark.parametrize("preset", ["small", "acts"])
+def test_compiled_steps_stay_finite_and_each_draws_anew(preset, precision):
+    gan = FaceGAN.from_run_config(RunConfig.preset(preset, **SMALL | {"precision": precision}))
     step = backend.compiled(gan.step, gan.variables + gan.optimizer.variables + gan.metrics_variables)
     assert np.isfinite(step_on(gan, 0, 12, step)).all()
     draw = backend.compiled(lambda: draw_pair_changes(8, gan.config, gan.seed_generator), [gan.seed_generator.state])
     assert not np.array_equal(numbers(draw()), numbers(draw()))
 
 
-def test_an_update_on_networks_whose_gradients_are_known():
-    """As in `test_modern`, with real pictures brighter by 0.2 and a quarter of each generated one cut out."""
-    latents, real_images = np.zeros((4, 1), "float32"), np.full((4, 2, 2, 3), 0.1, "float32")
+KNOWN = np.zeros((4, 1), "float32"), np.full((4, 2, 2, 3), 0.1, "float32")  # latents, real pictures
+
+
+def known_update():
+    """Networks whose gradients are known, their optimizers; real pictures brighter by 0.2, a quarter of each generated one cut out."""
     changes = np.float32(4 * [[0.2, 0, 0, 0, 0, 0, 0, 0]] + 4 * [[0, 0, 0, 0, 0, 1, 0, 1]])
     networks = OnePicture(), OneDot()
-    for network, inputs in zip(networks, (latents, real_images)):
-        network(inputs)
     optimizers = [keras.optimizers.SGD(0.001) for _ in networks]
-    for optimizer, network in zip(optimizers, networks):
+    for network, inputs, optimizer in zip(networks, KNOWN, optimizers):
+        network(inputs)
         optimizer.build(network.trainable_variables)
+    return networks, optimizers, changes
+
+
+def test_an_update_on_networks_whose_gradients_are_known():
+    """As in `test_modern`, with changes."""
+    (latents, real_images), (networks, optimizers, changes) = KNOWN, known_update()
     d_loss, g_loss, _, penalty = map(float, backend.relativistic_update(
         *networks, *optimizers, real_images, latents, 3.0, changes))
     difference = 12 * 0.3  # of the logits of a pair
@@ -98,8 +107,18 @@ def test_an_update_on_networks_whose_gradients_are_known():
     np.testing.assert_allclose(float(networks[0].value), 0.001 * (1 - sigmoid) * 9, rtol=1e-5)  # nine values are seen
 
 
+def test_the_article_s_update_sees_changed_pictures():
+    """The same pictures and changes: logits of 3.6 and 0; nine of the twelve values of a generated picture are seen."""
+    (latents, real_images), (networks, optimizers, changes) = KNOWN, known_update()
+    d_loss, g_loss, *_ = map(float, backend.adversarial_update(*networks, *optimizers, real_images, latents, 1.0, changes))
+    np.testing.assert_allclose([d_loss, g_loss], [0.5 * (np.log1p(np.exp(-3.6)) + np.log(2)), np.log(2)], rtol=1e-5)
+    scale = 1 + 0.001 * 0.5 * 3.6 / (1 + np.exp(3.6))
+    np.testing.assert_allclose(float(networks[1].scale), scale, rtol=1e-6)
+    np.testing.assert_allclose(float(networks[0].value), 0.001 * 0.5 * 9 * scale, rtol=1e-5)
+
+
 def test_real_and_generated_pictures_have_changes_of_their_own():
-    config, seeds = RunConfig.preset("small", **SMALL), [keras.random.SeedGenerator(3) for _ in range(2)]
+    config, seeds = RunConfig.preset("acts", **SMALL), [keras.random.SeedGenerator(3) for _ in range(2)]
     changes = numbers(draw_pair_changes(50, config, seeds[0]))
     by_hand = [numbers(draw_changes(50, 32, 0.5, seeds[1])) for _ in range(2)]
     assert np.array_equal(changes, np.concatenate(by_hand)) and not np.array_equal(*by_hand)
@@ -115,7 +134,7 @@ def test_real_and_generated_pictures_have_changes_of_their_own():
 def test_a_run_without_changes_draws_nothing():
     seeds = keras.random.SeedGenerator(3)
     before = numbers(seeds.state.value)
-    assert draw_pair_changes(8, RunConfig.preset("small", **SMALL | {"augment": 0.0}), seeds) is None
+    assert draw_pair_changes(8, RunConfig.preset("acts", **SMALL | {"augment": 0.0}), seeds) is None
     assert np.array_equal(numbers(seeds.state.value), before)
     pictures = np.ones((2, 8, 8, 3))
     assert all(function(pictures) is pictures for function in changes_of_both(None))
@@ -123,7 +142,7 @@ def test_a_run_without_changes_draws_nothing():
 
 @pytest.mark.slow
 def test_steps_with_changed_pictures_go_on_exactly(tmp_path):
-    config = RunConfig.preset("small", **SMALL)
+    config = RunConfig.preset("acts", **SMALL)
     unbroken, broken, resumed = (FaceGAN.from_run_config(config) for _ in range(3))
     step_on(unbroken, 0, 4)
     step_on(broken, 0, 2)
@@ -135,7 +154,7 @@ def test_steps_with_changed_pictures_go_on_exactly(tmp_path):
 
 
 @pytest.mark.parametrize(("preset", "changes", "line"), [
-    ("article", dict(augment=0.5), "augment: expected 0 with loss=noisy_labels: its update .*; set augment=0"),
+    ("article", dict(blur=(1, 0)), "blur: expected 0,0 with loss=noisy_labels: its update .*; set blur=0,0"),
     ("small", dict(augment=1), "augment: expected none or a number from 0 up to, but not, 1")])
 def test_settings_that_do_not_fit_are_refused(preset, changes, line):
     with pytest.raises(InputError, match=line):
@@ -152,7 +171,7 @@ def test_few_pictures_are_changed_unless_the_config_says_how_much(setting, stren
         return draw_changes(count, image_size, strength, *rest)
 
     monkeypatch.setattr(gan_module, "draw_changes", noted)
-    config = RunConfig.preset("small", **SMALL | dict(augment=setting, epochs=1, out=str(tmp_path / "run")))
+    config = RunConfig.preset("acts", **SMALL | dict(augment=setting, epochs=1, out=str(tmp_path / "run")))
     for _ in range(2):  # begun, then gone on with
         run = train(config, hours=0, report=lines.append)
     plans = [line for plan in lines for line in plan.splitlines() if line.startswith("augment=")]

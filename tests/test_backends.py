@@ -90,7 +90,7 @@ def twenty_steps(folder):
 
 
 UNDER_JAX = "import json, sys, test_backends; print(json.dumps([*map(test_backends.twenty_steps, sys.argv[1:])]))"
-RECIPES = {"article": ("article", {}), "resized": ("article", {"networks": "dcgan_resize"}), "modern": ("modern", {})}
+RECIPES = {"article": ("article", {}), "resized": ("article", {"networks": "dcgan_resize"}), "acts": ("acts", {})}
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +128,13 @@ def test_twenty_steps_from_one_checkpoint_agree(twenty_steps_of_both, recipe):
 def jax_devices(tmp_path_factory):
     """What steps under JAX on one device and on two have left, of one process."""
     folder = tmp_path_factory.mktemp("devices")
-    run(TESTS / "device_steps.py", folder, "article_small/float32", "modern/float32")
+    run(TESTS / "device_steps.py", folder, "article_small/float32", "acts/float32")
     return folder
 
 
 @pytest.mark.parametrize(("backend", "preset", "precision"), [
-    *(("tensorflow", preset, precision) for preset in ("article_small", "modern") for precision in ("float32", "float16")),
-    pytest.param("jax", "article_small", "float32", marks=needs_jax), pytest.param("jax", "modern", "float32", marks=needs_jax)])
+    *(("tensorflow", preset, precision) for preset in ("article_small", "acts") for precision in ("float32", "float16")),
+    pytest.param("jax", "article_small", "float32", marks=needs_jax), pytest.param("jax", "acts", "float32", marks=needs_jax)])
 def test_two_devices_are_one(request, tmp_path, backend, preset, precision):
     """In float16 with a last step in which what the second device is given overflows: no device may take that step.
 
@@ -156,7 +156,7 @@ def test_two_devices_are_one(request, tmp_path, backend, preset, precision):
         apart = np.linalg.norm((one[name] - two[name])[finite])
         assert apart < tolerance * np.linalg.norm(one[name][finite]), name
     if precision == "float16":  # in `modern` the discriminator has 32 bits
-        before, after = {"article_small": ([256, 256], [128, 256]), "modern": ([1, 256], [1, 128])}[preset]
+        before, after = {"article_small": ([256, 256], [128, 256]), "acts": ([1, 256], [1, 128])}[preset]
         assert one["scales"].tolist() == two["scales"].tolist() == 5 * [before] + [after]
     assert two["rows"].tolist() == [4, 4] and one["rows"].tolist() == [8], "rows of the batch on each device"
     if backend == "tensorflow":  # the replicas ran in any order

@@ -20,7 +20,7 @@ from facegen_keras.share import card, commands, directions, export, formats, ter
 NEEDED = {"onnx": ["onnx", "onnxruntime", "tf2onnx"], "saved_model": [], "litert": []}
 
 
-def untrained(folder, name="small", **settings):
+def untrained(folder, name="acts", **settings):
     """A run that has only a generator, whose faces differ."""
     config = RunConfig.preset(name, image_size=32, width=4, latent_dim=16, batch_size=4, out=str(folder), **settings)
     gan, rng = FaceGAN.from_run_config(config), np.random.default_rng(0)

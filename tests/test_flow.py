@@ -94,7 +94,7 @@ def test_where_there_is_nothing_to_learn_latents_only_turn(codes):
 
 
 def test_an_encoder_undoes_the_flow():
-    gan = FaceGAN.from_run_config(RunConfig.preset("small", image_size=32, width=2, latent_dim=8, batch_size=4, precision="float32"), "redraw")
+    gan = FaceGAN.from_run_config(RunConfig.preset("acts", image_size=32, width=2, latent_dim=8, batch_size=4, precision="float32"), "redraw")
     rng = np.random.default_rng(0)
     faces = rng.uniform(-1, 1, (64, 32, 32, 3)).astype("float32")
     spread_codes(gan.ema_generator, *fit_gaussian(*read_codes(gan.encoder, [faces])))
@@ -117,12 +117,12 @@ def test_both_backends_begin_alike():
 
 
 def test_a_flow_of_another_length_is_another_generator(tmp_path):
-    config = RunConfig.preset("small", image_size=32, latent_dim=8, width=2, flow_blocks=3)
+    config = RunConfig.preset("acts", image_size=32, latent_dim=8, width=2, flow_blocks=3)
     make_networks(config)[0].save(tmp_path / "generator.keras")
     theirs = generator_settings(tmp_path / "generator.keras")
     assert theirs["flow_blocks"] == 3
     with pytest.raises(InputError, match="flow_blocks.*expected 3.*--set flow_blocks=3"):
-        refuse_another_generator(theirs, RunConfig.preset("small", image_size=32, latent_dim=8, width=2, start="run"))
+        refuse_another_generator(theirs, RunConfig.preset("acts", image_size=32, latent_dim=8, width=2, start="run"))
 
 
 def test_a_flow_is_refused_where_no_network_has_one():

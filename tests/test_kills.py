@@ -91,7 +91,7 @@ def kill_at_a_random_point(session, config, chance):
 FIRST = [("add a line to a log", 4, True), ("write a piece of a checkpoint", 600, False)]  # what chance might leave out
 
 
-@pytest.mark.parametrize(("seed", "preset", "changes"), [(0, "article_small", {}), (1, "modern", {"redraw_epochs": 2})])
+@pytest.mark.parametrize(("seed", "preset", "changes"), [(0, "small", {}), (1, "acts", {"redraw_epochs": 2})])
 def test_killed_runs_end_like_an_unbroken_one(session, tmp_path, seed, preset, changes):
     chance = random.Random(seed)
     config = RunConfig.preset(preset, image_size=32, width=4, batch_size=8, limit=48, epochs=max(4, KILLS // 3), seed=seed,

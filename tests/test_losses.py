@@ -80,7 +80,7 @@ def test_no_module_compares_the_name_of_a_loss():
 
 
 def test_an_encoder_is_not_called_a_discriminator():
-    config = RunConfig.preset("small", image_size=32, width=2, latent_dim=8, precision="float32")
+    config = RunConfig.preset("acts", image_size=32, width=2, latent_dim=8, precision="float32")
     gan = FaceGAN.from_run_config(config, "redraw")
     with pytest.raises(AttributeError, match="redraw has no discriminator: .* its encoder"):
         gan.discriminator

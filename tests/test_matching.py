@@ -23,7 +23,7 @@ def numbers(array):
 
 
 def game(**changes):
-    return FaceGAN.from_run_config(RunConfig.preset("small", **SMALL | changes))
+    return FaceGAN.from_run_config(RunConfig.preset("acts", **SMALL | changes))
 
 
 def pictures(seed=0):
@@ -121,7 +121,7 @@ def test_a_pair_is_changed_alike():
 
 @pytest.mark.usefixtures("quick_pictures")
 def test_a_run_draws_by_the_encoder_that_it_keeps(tmp_path):
-    run = train(RunConfig.preset("small", **SMALL, out=str(tmp_path / "run")), report=lambda line: None)
+    run = train(RunConfig.preset("acts", **SMALL, out=str(tmp_path / "run")), report=lambda line: None)
     with np.load(checkpoints(run.directory / "checkpoints")[-1]) as file:
         kept = [file[name] for name in sorted(file) if name.startswith("frozen_encoder/")]
     encoder = load_encoder(run.directory)

@@ -311,7 +311,7 @@ def test_a_run_whose_choosing_faces_have_gone_says_so_and_goes_on(photos, tmp_pa
 
 
 def test_the_redrawing_is_not_measured_and_the_line_tells_the_last_and_the_best(photos, tmp_path):
-    lines, config = [], RunConfig.preset("small", **TINY | dict(redraw_epochs=1, measure_images=280), data=str(photos),
+    lines, config = [], RunConfig.preset("acts", **TINY | dict(redraw_epochs=1, measure_images=280), data=str(photos),
                                          out=str(tmp_path / "run"))
     run = train(config, report=lines.append)
     assert [line["step"] for line in run.records("measure")] == [55, 60]

@@ -30,7 +30,7 @@ def weights(network):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "redraw_epochs", "ramp"), [("article_small", 0, 0.05), ("modern", 0, 0.05), ("modern", 2, None)])
+@pytest.mark.parametrize(("preset", "redraw_epochs", "ramp"), [("article_small", 0, 0.05), ("acts", 0, 0.05), ("acts", 2, None)])
 def test_the_average_is_that_of_the_weights_and_statistics(preset, redraw_epochs, ramp):
     gan = FaceGAN.from_run_config(RunConfig.preset(preset, **SMALL, ema_images=100, redraw_epochs=redraw_epochs,
                                                     g_learning_rate=4e-4))
@@ -43,7 +43,7 @@ def test_the_average_is_that_of_the_weights_and_statistics(preset, redraw_epochs
         np.testing.assert_allclose(found, average, atol=2e-6)
     flow = sum(len(layer.weights) for layer in gan.generator.layers if layer.name.startswith("flow"))
     moved = [not np.allclose(raw, average, atol=1e-5) for raw, average in zip(weights(gan.generator), expected)]
-    stay = {"article_small": 3, "modern": 2 + flow}[preset]  # biases before batch norm; the layer `spread`
+    stay = {"article_small": 3, "acts": 2 + flow}[preset]  # biases before batch norm; the layer `spread`
     assert sum(moved) >= len(moved) - stay
     faces = generate_faces(gan.ema_generator, gan.latents(4, seed=1))
     assert np.array_equal(gan.generate(4, seed=1), faces)
@@ -51,13 +51,13 @@ def test_the_average_is_that_of_the_weights_and_statistics(preset, redraw_epochs
 
 
 def test_the_half_life_is_what_the_setting_says():
-    config = RunConfig.preset("modern", **SMALL, ema_images=8_000)
+    config = RunConfig.preset("acts", **SMALL, ema_images=8_000)
     assert np.isclose((1 - float(ema_share(1e9, config))) ** 1_000, 0.5, atol=1e-3)
     assert float(ema_share(1e9, dataclasses.replace(config, ema_images=0))) == 1.0
 
 
 def test_without_an_average_both_generators_are_one():
-    gan = FaceGAN.from_run_config(RunConfig.preset("modern", **SMALL, ema_images=0))
+    gan = FaceGAN.from_run_config(RunConfig.preset("acts", **SMALL, ema_images=0))
     for step in range(5):
         gan.step(images(step))
     for raw, average in zip(weights(gan.generator), weights(gan.ema_generator)):
@@ -66,7 +66,7 @@ def test_without_an_average_both_generators_are_one():
 
 @pytest.mark.slow
 def test_the_result_of_a_run_is_the_average(tmp_path):
-    config = RunConfig.preset("modern", **SMALL, epochs=1, redraw_epochs=0, limit=64, schedule_images=64,
+    config = RunConfig.preset("acts", **SMALL, epochs=1, redraw_epochs=0, limit=64, schedule_images=64,
                               out=str(tmp_path / "run"))
     train(config, report=lambda line: None)
     gan = load_gan(config.out)
@@ -148,7 +148,7 @@ def test_a_blur_spreads_what_the_discriminator_sees_and_what_the_generator_is_to
 
 
 def test_schedules_reach_their_last_values():
-    config = RunConfig.preset("modern", **SMALL, schedule_images=32, gamma=(2.0, 0.2), beta_2=(0.9, 0.99),
+    config = RunConfig.preset("acts", **SMALL, schedule_images=32, gamma=(2.0, 0.2), beta_2=(0.9, 0.99),
                               g_learning_rate=1e-3, final_rate=0.25)
     gan = FaceGAN.from_run_config(config)
     seen = []
@@ -163,7 +163,7 @@ def test_schedules_reach_their_last_values():
 
 def test_beta_2_reaches_adam():
     """One weight, one gradient: the second moment after a step is (1 - beta_2) times its square."""
-    config = RunConfig.preset("modern", **SMALL, beta_2=(0.8, 0.99))
+    config = RunConfig.preset("acts", **SMALL, beta_2=(0.8, 0.99))
     gan = FaceGAN.from_run_config(config)
     before = weights(gan.generator)
     gan.step(images())
@@ -175,7 +175,7 @@ def test_beta_2_reaches_adam():
 
 
 def test_in_float16_the_slopes_are_still_taken_in_float32():
-    config = RunConfig.preset("modern", **SMALL | {"precision": "float16"})
+    config = RunConfig.preset("acts", **SMALL | {"precision": "float16"})
     generator, discriminator = make_networks(config)
     gan = FaceGAN.from_run_config(config)
     assert hasattr(gan.g_optimizer, "dynamic_scale") and not hasattr(gan.d_optimizer, "dynamic_scale")
@@ -185,15 +185,15 @@ def test_in_float16_the_slopes_are_still_taken_in_float32():
 
 def test_batch_norm_and_pairs_do_not_go_together():
     with pytest.raises(InputError, match="networks: expected residual with loss=relativistic"):
-        RunConfig.preset("modern", networks="dcgan")
+        RunConfig.preset("acts", networks="dcgan")
     with pytest.raises(InputError, match="gamma: expected 0,0 with loss=noisy_labels"):
-        RunConfig.preset("modern", loss="noisy_labels")
+        RunConfig.preset("acts", loss="noisy_labels")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_short_run_stays_finite(precision):
-    config = RunConfig.preset("modern", **SMALL | {"precision": precision}, schedule_images=160)
+    config = RunConfig.preset("acts", **SMALL | {"precision": precision}, schedule_images=160)
     gan = FaceGAN.from_run_config(config)
     step = backend.compiled(gan.step, gan.variables + gan.optimizer.variables + gan.metrics_variables)
     logs = [step(images(number)) for number in range(20)]
@@ -203,7 +203,7 @@ def test_a_short_run_stays_finite(precision):
 
 def test_the_rate_of_redrawing_falls_along_its_own_schedule():
     def rates(redraw_images):
-        gan = FaceGAN.from_run_config(RunConfig.preset("small", **SMALL, redraw_rate=1e-3, redraw_images=redraw_images), "redraw")
+        gan = FaceGAN.from_run_config(RunConfig.preset("acts", **SMALL, redraw_rate=1e-3, redraw_images=redraw_images), "redraw")
         found = []
         for step in (0, 50, 100, 200):  # of 8 images
             for adam in (gan.g_optimizer, gan.d_optimizer):
@@ -218,7 +218,7 @@ def test_the_rate_of_redrawing_falls_along_its_own_schedule():
 
 @pytest.mark.slow
 def test_the_images_of_a_run_fill_in_the_schedule_and_a_run_that_redraws_can_be_loaded(tmp_path):
-    config = RunConfig.preset("small", **SMALL, limit=40, redraw_epochs=4, epochs=5, measure_images=0, out=tmp_path / "run")
+    config = RunConfig.preset("acts", **SMALL, limit=40, redraw_epochs=4, epochs=5, measure_images=0, out=tmp_path / "run")
     lines = []
     run = train(config, report=lines.append, hours=0)
     assert run.config.redraw_images is None and run.status["state"] == "paused"

@@ -19,7 +19,7 @@ from facegen_keras.toyfaces import ToyFaces
 RECORDS = Path(__file__).parents[1] / "nbs" / "records"
 TINY = dict(image_size=32, width=4, batch_size=8, limit=120)
 pytestmark = pytest.mark.usefixtures("quick_pictures")
-PAIR = {"first": dict(preset="article_small", epochs=(1, 2)), "second one": dict(preset="modern", redraw_epochs=1, epochs=(2,))}
+PAIR = {"first": dict(preset="article_small", epochs=(1, 2)), "second one": dict(preset="acts", redraw_epochs=1, epochs=(2,))}
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_drawn_faces_come_with_the_kinds_that_are_missing(tmp_path, monkeypatch,
 
 @pytest.mark.slow
 def test_short_runs_tell_what_became_of_each(tmp_path, monkeypatch):
-    arms = {"lost one": dict(preset="article_small", epochs=(9,)), "sound": dict(preset="modern", redraw_epochs=1, epochs=(9,))}
+    arms = {"lost one": dict(preset="article_small", epochs=(9,)), "sound": dict(preset="acts", redraw_epochs=1, epochs=(9,))}
     original = gan_module.FaceGAN.draw_noise
 
     def draw_noise(self):

@@ -24,7 +24,7 @@ NAMES = shipped_names()  # before any test puts others in their place
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A GAN that is shipped as `tiny`, in an empty working folder."""
-    config = RunConfig.preset("small", image_size=32, width=4, latent_dim=8, batch_size=8, data=str(tmp_path / "faces.zip"),
+    config = RunConfig.preset("acts", image_size=32, width=4, latent_dim=8, batch_size=8, data=str(tmp_path / "faces.zip"),
                               out=str(tmp_path / "run"), precision="float32")
     gan = FaceGAN.from_run_config(config)
     monkeypatch.setattr(shipped, "SHIPPED", tmp_path / "shipped")

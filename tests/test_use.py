@@ -22,7 +22,7 @@ from facegen_keras.use import commands
 from facegen_keras.use.film import write_video
 from facegen_keras.use.project import project_faces
 
-SETTINGS = {"normal": dict(name="small", width=4, latent_dim=16), "uniform": dict(name="article", width=4, latent_dim=16)}
+SETTINGS = {"normal": dict(name="acts", width=4, latent_dim=16), "uniform": dict(name="article", width=4, latent_dim=16)}
 
 
 def untrained(folder, kind="normal"):
@@ -199,7 +199,7 @@ def test_an_encoder_is_read_without_what_else_its_file_says(tmp_path):
     from facegen_keras.engine.encoder import latents_encoder
     from facegen_keras.gan import make_networks
 
-    config = RunConfig.preset("small", image_size=32, width=4, latent_dim=16, batch_size=4, precision="float32", out=str(tmp_path))
+    config = RunConfig.preset("acts", image_size=32, width=4, latent_dim=16, batch_size=4, precision="float32", out=str(tmp_path))
     run = Run(tmp_path)
     run.write("config.json", config.to_json().encode())
     assert load_encoder(tmp_path) is None

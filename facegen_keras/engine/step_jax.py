@@ -69,14 +69,16 @@ def adversarial_update(
     real_images,  # (B, S, S, 3) float32, noise added
     latents,  # (B, latent_dim) float32 in [-1, 1]; serve both updates
     label_factor,  # scalar float32: the label of the real images
+    changes=None,  # (2 B, 8) float32, of `draw_changes`, real images first; None: both stay as they are
 ):  # four scalars float32: d_loss, g_loss, accuracy on real, accuracy on fake
     "The discriminator's update, then the generator's against the updated discriminator."
+    change_reals, change_fakes = changes_of_both(changes)
     fake_images, to_weights = make_images(generator, latents)
 
     def judge_both(weights):
         statistics = values(discriminator.non_trainable_variables)
-        real_logits, statistics = discriminator.stateless_call(weights, statistics, real_images, training=True)
-        fake_logits, statistics = discriminator.stateless_call(weights, statistics, fake_images, training=True)
+        real_logits, statistics = discriminator.stateless_call(weights, statistics, change_reals(real_images), training=True)
+        fake_logits, statistics = discriminator.stateless_call(weights, statistics, change_fakes(fake_images), training=True)
         d_loss = discriminator_loss(real_logits, fake_logits, label_factor)
         return d_optimizer.scale_loss(d_loss), (d_loss, real_logits, fake_logits, statistics)
 
@@ -87,7 +89,7 @@ def adversarial_update(
 
     def judge_fakes(images):
         weights, statistics = map(values, (discriminator.trainable_variables, discriminator.non_trainable_variables))
-        logits, statistics = discriminator.stateless_call(weights, statistics, images, training=True)
+        logits, statistics = discriminator.stateless_call(weights, statistics, change_fakes(images), training=True)
         g_loss = generator_loss(logits)
         return g_optimizer.scale_loss(g_loss), (g_loss, statistics)
 

@@ -49,12 +49,14 @@ def adversarial_update(
     real_images,  # (B, S, S, 3) float32, noise added
     latents,  # (B, latent_dim) float32 in [-1, 1]; serve both updates
     label_factor,  # scalar float32: the label of the real images
+    changes=None,  # (2 B, 8) float32, of `draw_changes`, real images first; None: both stay as they are
 ):  # four scalars float32: d_loss, g_loss, accuracy on real, accuracy on fake
     "The discriminator's update, then the generator's against the updated discriminator."
+    change_reals, change_fakes = changes_of_both(changes)
     fake_images, to_weights = make_images(generator, latents)
     with tf.GradientTape() as discriminator_tape:
-        real_logits = discriminator(real_images, training=True)
-        fake_logits = discriminator(fake_images, training=True)
+        real_logits = discriminator(change_reals(real_images), training=True)
+        fake_logits = discriminator(change_fakes(fake_images), training=True)
         d_loss = discriminator_loss(real_logits, fake_logits, label_factor)
         scaled_d_loss = d_optimizer.scale_loss(d_loss) / num_replicas()
     weights = discriminator.trainable_variables
@@ -62,7 +64,7 @@ def adversarial_update(
 
     with tf.GradientTape(watch_accessed_variables=False) as pixel_tape:
         pixel_tape.watch(fake_images)
-        g_loss = generator_loss(discriminator(fake_images, training=True))
+        g_loss = generator_loss(discriminator(change_fakes(fake_images), training=True))
         scaled_g_loss = g_optimizer.scale_loss(g_loss) / num_replicas()
     gradients = to_weights(pixel_tape.gradient(scaled_g_loss, fake_images))
     apply(g_optimizer, gradients, generator.trainable_variables)

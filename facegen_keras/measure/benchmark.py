@@ -207,8 +207,8 @@ def contenders(
         if keras.backend.backend() == "tensorflow":
             makers[f"keras, {here}"] = on(keras_step, fast)
         makers[f"package, {here}"] = on(package_step, fast)
-    modern = RunConfig.preset("modern", **size | {"width": max(1, width // 2)}, precision=here)
-    makers[f"modern, {here}"] = on(package_step, modern)
+    acts = RunConfig.preset("acts", **size | {"width": max(1, width // 2)}, precision=here)
+    makers[f"acts, {here}"] = on(package_step, acts)
     if importlib.util.find_spec("torch"):
         makers |= {"torch, float32": partial(torch_step, exact, images),
                    "torch, float32, compiled": partial(torch_step, exact, images, False, True)}
@@ -358,7 +358,7 @@ def row(
 ) -> dict:
     "A contender's line of the record."
     kind, median = name.split(",")[0], median_seconds(pairs)
-    preset, width = ("modern", max(1, width // 2)) if kind == "modern" else ("article", width)
+    preset, width = ("acts", max(1, width // 2)) if kind == "acts" else ("article", width)
     gan = FaceGAN.from_run_config(RunConfig.preset(preset, image_size=image_size, width=width, precision="float32"))
     return {
         "images_per_s": round(batch_size / median, 3),

@@ -37,11 +37,11 @@ ARMS = {  # name -> preset, changed settings, the epochs after which faces are g
     "article": dict(preset="article", width=16, epochs=(1, 3, 6, 9, 23)),
     "article faster": dict(preset="article", width=16, batch_size=32, d_learning_rate=2e-4, g_learning_rate=4e-4,
                            epochs=(1, 3, 6, 9, 23)),
-    "small": dict(preset="small", redraw_epochs=14, epochs=(15, 16, 17)),
+    "acts": dict(preset="acts", redraw_epochs=14, epochs=(15, 16, 17)),
 }
 DRAWN = {  # on 30,000 drawn faces
     "article": dict(preset="article", width=16, epochs=(1, 2, 4, 6, 9, 12, 15, 18)),
-    "small": dict(preset="small", redraw_epochs=3, schedule_images=180_000, epochs=(4, 6, 9)),
+    "acts": dict(preset="acts", redraw_epochs=3, schedule_images=180_000, epochs=(4, 6, 9)),
 }
 
 
@@ -161,7 +161,7 @@ SHORTENED = dict(image_size=32, limit=9_000, epochs=3)
 
 
 def short_runs(
-    arms: dict,  # as `ARMS`; their epochs are not used, and redraw_epochs must be fewer than those of `small`
+    arms: dict,  # as `ARMS`; their epochs are not used, and redraw_epochs must be fewer than those of the argument `small`
     seeds: range,
     data: str,
     out: str,  # a folder for the runs

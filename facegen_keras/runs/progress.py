@@ -26,7 +26,7 @@ from .session import Session, since_best, steps_between_measurements
 
 # %% ../../nbs/runs/progress.ipynb #35a21db0
 MANY_STEPS = 3_000  # faces take some thousand
-REDRAWN = PRESETS["small"]["redraw_epochs"] * PRESETS["small"]["limit"]  # images; half of them are few
+REDRAWN = PRESETS["acts"]["redraw_epochs"] * PRESETS["acts"]["limit"]  # images; half of them are few
 
 
 def plan(
