@@ -160,7 +160,7 @@ class RunConfig(Recipe):
 
 # %% ../nbs/01_config.ipynb #1654a60c
 MODERN = dict(networks="dcgan_resize", latents="normal", latent_dim=64, width=32, batch_size=32, d_learning_rate=2e-4,
-              g_learning_rate=4e-4, final_rate=0.1, ema_images=20_000, input_noise_range=(0.0, 0.0), augment=None)
+              g_learning_rate=4e-4, input_noise_range=(0.0, 0.0), augment=None)
 ACTS = dict(networks="residual", latents="normal", latent_dim=128, flow_blocks=6, redraw_images=None, width=32,
             loss="relativistic", gamma=(1.0, 1.0), blur=(0.5, 0.3), d_learning_rate=1e-4, g_learning_rate=1e-4,
             final_rate=0.2, beta_1=0.0, beta_2=(0.99, 0.99), augment=None, matching=100.0, image_size=64, batch_size=16,
@@ -170,7 +170,7 @@ PRESETS = {
     "article_small": dict(out="runs/article_small", image_size=64, width=16, batch_size=32, epochs=7,
                           d_learning_rate=2e-4, g_learning_rate=4e-4, precision="float32"),
     "modern": MODERN | dict(out="runs/modern", limit=100_000, epochs=20),
-    "small": MODERN | dict(out="runs/small", limit=9_000, epochs=16, image_size=64, schedule_images=144_000),
+    "small": MODERN | dict(out="runs/small", limit=12_000, epochs=16, image_size=64),
     "acts": ACTS | dict(out="runs/acts", limit=9_000, epochs=16, redraw_epochs=13, schedule_images=27_000),
     "demo": ACTS | dict(out="runs/martians", data="martians", start="drawn", width=24, latent_dim=64, epochs=6, redraw_epochs=5,
                         redraw_rate=1e-3, schedule_images=4_000, precision="float32"),

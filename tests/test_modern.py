@@ -30,7 +30,7 @@ def weights(network):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "redraw_epochs", "ramp"), [("article_small", 0, 0.05), ("acts", 0, 0.05), ("acts", 2, None)])
+@pytest.mark.parametrize(("preset", "redraw_epochs", "ramp"), [("article_small", 0, 0.25), ("acts", 0, 0.25), ("acts", 2, None)])
 def test_the_average_is_that_of_the_weights_and_statistics(preset, redraw_epochs, ramp):
     gan = FaceGAN.from_run_config(RunConfig.preset(preset, **SMALL, ema_images=100, redraw_epochs=redraw_epochs,
                                                     g_learning_rate=4e-4))

@@ -15,7 +15,7 @@ from ..config import RunConfig
 from .backend import backend
 
 # %% ../../nbs/engine/average.ipynb #07833e66
-EMA_RAMP = 0.05  # the longest half-life, as a share of the images seen so far
+EMA_RAMP = 0.25  # the longest half-life, as a share of the images seen so far
 
 
 def ema_share(
