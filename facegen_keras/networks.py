@@ -16,7 +16,7 @@ from .base.errors import input_error
 # %% ../nbs/04_networks.ipynb #098398a1
 BASE_SIZE = 8  # side of the smallest feature map, in both networks
 KERNEL_SIZE = 5
-RESIZE_KERNEL_SIZE = 3  # after enlarging; Odena et al. 2016
+RESIZE_KERNEL_SIZE = 3  # after enlarging: our choice
 LEAKY_SLOPE = 0.2
 BATCH_NORM_EPSILON = 5e-5
 BATCH_NORM_MOMENTUM = 0.99
