@@ -29,7 +29,7 @@ from .engine.starting import start_keras
 from .kaggle.commands import kernel
 from .runs.folder import SEE_TO_THE_DISK, Run, disk_remedy
 from .share.commands import explore, export
-from .use.commands import film, last_option, morph, project, refuse_options, sample, truncation_option
+from .use.commands import film, best_option, morph, project, refuse_options, sample, truncation_option
 
 # %% ../nbs/cli.ipynb #f1f51232
 class Commands(click.Group):
@@ -172,10 +172,10 @@ def write_record(
 )
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 100), help="How many seeds.")
 @truncation_option
-@last_option
+@best_option
 @click.option("--fid", is_flag=True, help="Also FID, by clean-fid or torch-fidelity if installed; downloads weights.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the record as JSON.")
-def evaluate(run, data, count, seeds, truncation, last, fid, out):
+def evaluate(run, data, count, seeds, truncation, best, fid, out):
     "Measure the faces of a trained RUN against real ones."
     from facegen_keras.use.latents import check_truncation, sample_latents
     check_target(out)
@@ -191,8 +191,8 @@ def evaluate(run, data, count, seeds, truncation, last, fid, out):
     config = Run(run).config
     if fid:
         inception.fid_tool()
-    gan, reader = load_gan(run, last), None
-    if which := which_generator(run, last):
+    gan, reader = load_gan(run, best), None
+    if which := which_generator(run, best):
         say(f"measuring faces{which}", err=True)
     with progress_bar("reading images") as progress:
         train, held_out = metrics.real_faces(Run(run), data or config.data, count, progress)

@@ -27,8 +27,8 @@ class Recipe(Settings):
 
     image_size: int = setting(128, "side of the square pictures, pixels", one_of(32, 64, 128, 256), "A")
     networks: str = setting(
-        "dcgan", "dcgan: the article's; dcgan_resize: without its checkerboard, see 04_networks; residual: without batch "
-        "norm, see 08_modern", one_of("dcgan", "dcgan_resize", "residual"), "A, P")
+        "dcgan", "dcgan: the article's; dcgan_even: without its checkerboard, see 04_networks; residual: without batch "
+        "norm, see 08_modern", one_of("dcgan", "dcgan_even", "residual"), "A, P")
     latents: str = setting("uniform", "how latent vectors are drawn: uniform in [-1, 1], or standard normal",
                            one_of("uniform", "normal"), "A, P")
     latent_dim: int = setting(100, "length of the latent vector", whole_number(1), "A")
@@ -159,7 +159,7 @@ class RunConfig(Recipe):
         return cls.from_dict({**PRESETS[name], **changes})
 
 # %% ../nbs/01_config.ipynb #1654a60c
-MODERN = dict(networks="dcgan_resize", latents="normal", latent_dim=64, width=32, batch_size=32, d_learning_rate=2e-4,
+MODERN = dict(networks="dcgan_even", latents="normal", latent_dim=64, width=32, batch_size=32, d_learning_rate=2e-4,
               g_learning_rate=4e-4, input_noise_range=(0.0, 0.0), augment=None)
 ACTS = dict(networks="residual", latents="normal", latent_dim=128, flow_blocks=6, redraw_images=None, width=32,
             loss="relativistic", gamma=(1.0, 1.0), blur=(0.5, 0.3), d_learning_rate=1e-4, g_learning_rate=1e-4,

@@ -23,7 +23,7 @@ from .base.errors import input_error
 from .base.loss_table import LOSSES
 from .config import RunConfig
 from .engine.augment import draw_changes
-from .engine.average import EMA_RAMP, averaged_copy, batch_norms, move_average
+from .engine.average import EMA_RAMP, NUM_BATCHES, averaged_copy, batch_norms, move_average, own_statistics
 from .engine.backend import backend, refuse_keras_settings
 from .engine.encoder import make_residual_encoder, with_latents
 from .engine.flow import begin_flow, flow
@@ -64,8 +64,8 @@ def generate_faces(
 
 # %% ../nbs/06_gan.ipynb #8dc6a00f
 MAKERS = {"dcgan": {"generator": make_generator, "discriminator": make_discriminator},
-          "dcgan_resize": {"generator": functools.partial(make_generator, resize=True),
-                           "discriminator": make_discriminator},
+          "dcgan_even": {"generator": functools.partial(make_generator, even=True),
+                         "discriminator": functools.partial(make_discriminator, even=True)},
           "residual": {"generator": make_residual_generator, "discriminator": make_residual_discriminator,
                        "encoder": make_residual_encoder}}
 
@@ -263,6 +263,7 @@ class FaceGAN(keras.Model):
         self.trackers = list(map(keras.metrics.Mean, self.loss_row.logged))
         self.frozen_encoder = make_frozen_encoder(config) if "matching" in self.loss_row.inputs else None
         self.built, self.best_weights = True, ()  # arrays: the average's when its faces measured best
+        self.settled = 0  # the step after which the average's statistics are its own
 
     discriminator = property(lambda self: second_network(self, "discriminator"))
     encoder = property(lambda self: second_network(self, "encoder"))
@@ -297,10 +298,18 @@ class FaceGAN(keras.Model):
         return {**{tracker.name: tracker.result() for tracker in self.trackers},
                 "noise_std": noise_std, "label_factor": label_factor}
 
+    def settle(self) -> None:
+        "Gives the average batch norm statistics of its own, if it has moved since it had them."
+        steps = int(ops.convert_to_numpy(self.g_optimizer.iterations))
+        if steps != self.settled:
+            own_statistics(self.ema_generator, self.latents(NUM_BATCHES * self.config.batch_size, self.config.seed))
+            self.settled = steps
+
     def latents(self, count: int, seed: int | np.random.Generator) -> np.ndarray:
         "(count, latent_dim) float32, of the kind that this GAN is trained on."
         return fixed_latents(count, self.config.latent_dim, seed, self.config.latents)
 
     def generate(self, count: int, seed: int | np.random.Generator = 0, progress=lambda done, total: None) -> np.ndarray:
         "(count, S, S, 3) uint8 faces by the average of generators; the same seed gives the same faces."
+        self.settle()
         return generate_faces(self.ema_generator, self.latents(count, seed), progress=progress)

@@ -18,7 +18,7 @@ from .base.errors import TrainingDiverged, first_line, input_error, is_out_of_me
 from .base.output import is_terminal, say
 from .config import RunConfig
 from .engine.augment import choose_augment
-from .engine.average import start_moving_statistics
+from .engine.average import NUM_BATCHES, own_statistics
 from .engine.backend import backend, refuse_keras_settings
 from .engine.encoder import begin_game, latents_encoder
 from .gan import FaceGAN, keeping_random
@@ -122,7 +122,7 @@ def first_gan(config: RunConfig) -> tuple[FaceGAN, str]:  # with what of `config
     if config.start:
         begun = begin_with_another(gan)
     else:
-        start_moving_statistics(gan.generator, gan.latents(config.batch_size, config.seed))
+        own_statistics(gan.generator, gan.latents(NUM_BATCHES * config.batch_size, config.seed))
     gan.ema_generator.set_weights(gan.generator.get_weights())
     return gan, begun
 
@@ -257,6 +257,7 @@ def finish(gan: FaceGAN, session: Session) -> None:
     try:
         write_film(session)
         if finished:
+            gan.settle()
             write_network(run, gan.ema_generator, "generator.keras")
         if gan.best_weights:  # the file may be of steps that the run went back behind
             write_network(run, best_generator(gan), "best.keras")

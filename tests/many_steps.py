@@ -26,7 +26,7 @@ def take_steps(
     config = RunConfig.preset("acts", **settings, redraw_epochs=epochs, epochs=2 * epochs)
     run = train(config, report=lambda line: None)
     assert run.status["state"] == "finished" and not run.records("recovery"), "it diverged"
-    gan = load_gan(run.directory, last=True)
+    gan = load_gan(run.directory)
     arrays = map(keras.ops.convert_to_numpy, [*gan.variables, *gan.optimizer.variables])
     assert all(np.isfinite(array).all() for array in arrays if np.issubdtype(array.dtype, np.floating))
     return run

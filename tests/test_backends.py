@@ -90,7 +90,7 @@ def twenty_steps(folder):
 
 
 UNDER_JAX = "import json, sys, test_backends; print(json.dumps([*map(test_backends.twenty_steps, sys.argv[1:])]))"
-RECIPES = {"article": ("article", {}), "resized": ("article", {"networks": "dcgan_resize"}), "acts": ("acts", {})}
+RECIPES = {"article": ("article", {}), "even": ("article", {"networks": "dcgan_even"}), "acts": ("acts", {})}
 
 
 @pytest.fixture(scope="module")

@@ -222,7 +222,7 @@ def test_a_reader_finds_directions_of_drawn_faces(gan, reader):
         assert row.english or np.abs(vectors[:place] @ row.vector).max(initial=0) < 1e-4
 
 
-@pytest.mark.parametrize("networks", ["dcgan", "dcgan_resize"])
+@pytest.mark.parametrize("networks", ["dcgan", "dcgan_even"])
 def test_the_article_s_generator_has_directions_and_can_be_exported(tmp_path, networks):
     gan = untrained(tmp_path / "article", "article", data="my_pictures", precision="float32", networks=networks)
     found = directions.find_directions(tmp_path / "article", gan, lambda: pytest.fail("its faces are not drawn"))

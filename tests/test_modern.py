@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from facegen_keras.runs.start import load_gan
+from facegen_keras.runs.checkpoint import Place, save_checkpoint
 from facegen_keras.runs.folder import Run
 from facegen_keras.base.errors import InputError
 from facegen_keras.config import RunConfig
-from facegen_keras.engine.average import ema_share
+from facegen_keras.engine.average import NUM_BATCHES, batch_norms, ema_share, weights_of
 from facegen_keras.engine.backend import backend
 from facegen_keras.engine.optimizers import at_step
 from facegen_keras.engine.precision import DTYPES
@@ -25,29 +26,70 @@ def images(seed=0, count=8):
     return np.random.default_rng(seed).uniform(-1, 1, (count, 32, 32, 3)).astype("float32")
 
 
+def arrays(variables):
+    return [keras.ops.convert_to_numpy(variable) for variable in variables]
+
+
 def weights(network):
-    return [keras.ops.convert_to_numpy(weight) for weight in network.variables]
+    return arrays(network.variables)
+
+
+def statistics_of(network):
+    return [each for norm in batch_norms(network) for each in (norm.moving_mean, norm.moving_variance)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "redraw_epochs", "ramp"), [("article_small", 0, 0.25), ("acts", 0, 0.25), ("acts", 2, None)])
-def test_the_average_is_that_of_the_weights_and_statistics(preset, redraw_epochs, ramp):
+def test_the_average_is_that_of_the_weights(preset, redraw_epochs, ramp):
     gan = FaceGAN.from_run_config(RunConfig.preset(preset, **SMALL, ema_images=100, redraw_epochs=redraw_epochs,
                                                     g_learning_rate=4e-4))
-    expected = weights(gan.generator)
+    expected = arrays(weights_of(gan.generator))
     for step in range(1, 9):
         gan.step(images(step))
         share = 1 - 0.5 ** (8 / min(100, ramp * 8 * step if ramp else np.inf))  # a half-life of 100 images, at first shorter
-        expected = [old + share * (new - old) for old, new in zip(expected, weights(gan.generator))]
-    for average, found in zip(expected, weights(gan.ema_generator), strict=True):
+        expected = [old + share * (new - old) for old, new in zip(expected, arrays(weights_of(gan.generator)))]
+    for average, found in zip(expected, arrays(weights_of(gan.ema_generator)), strict=True):
         np.testing.assert_allclose(found, average, atol=2e-6)
     flow = sum(len(layer.weights) for layer in gan.generator.layers if layer.name.startswith("flow"))
-    moved = [not np.allclose(raw, average, atol=1e-5) for raw, average in zip(weights(gan.generator), expected)]
+    moved = [not np.allclose(raw, average, atol=1e-5) for raw, average in zip(arrays(weights_of(gan.generator)), expected)]
     stay = {"article_small": 3, "acts": 2 + flow}[preset]  # biases before batch norm; the layer `spread`
     assert sum(moved) >= len(moved) - stay
-    faces = generate_faces(gan.ema_generator, gan.latents(4, seed=1))
-    assert np.array_equal(gan.generate(4, seed=1), faces)
-    assert not np.array_equal(generate_faces(gan.generator, gan.latents(4, seed=1)), faces)
+    made = gan.generate(4, seed=1)
+    assert np.array_equal(made, generate_faces(gan.ema_generator, gan.latents(4, seed=1)))
+    assert not np.array_equal(made, generate_faces(gan.generator, gan.latents(4, seed=1)))
+
+
+def test_the_average_has_statistics_of_its_own(tmp_path):
+    """Whenever it makes faces; a step, or a moment in which a run is saved, leaves the old ones."""
+    gan = FaceGAN.from_run_config(RunConfig.preset("small", **SMALL, ema_images=100, out=str(tmp_path)))
+    first = arrays(statistics_of(gan.ema_generator))
+    for step in range(1, 9):
+        gan.step(images(step))
+    assert all(map(np.array_equal, arrays(statistics_of(gan.ema_generator)), first))
+    save_checkpoint(gan, tmp_path / "checkpoints", Place(1))
+    (tmp_path / "config.json").write_text(gan.config.to_json())
+    faces, found = gan.generate(4, seed=1), arrays(statistics_of(gan.ema_generator))
+    assert not any(map(np.array_equal, found, first)) and not gan.ema_generator.trainable_variables
+
+    latents = gan.latents(NUM_BATCHES * gan.config.batch_size, gan.config.seed)
+    network = keras.models.clone_model(gan.ema_generator)
+    network.set_weights(gan.ema_generator.get_weights())
+    for norm in batch_norms(network):
+        norm.trainable, norm.momentum = True, 0.0
+    of_batches = []
+    for batch in np.split(latents, NUM_BATCHES):
+        network(batch, training=True)
+        of_batches.append(arrays(statistics_of(network)))
+    for ours, theirs in zip(found, zip(*of_batches), strict=True):
+        np.testing.assert_allclose(ours, np.mean(theirs, 0), rtol=1e-4, atol=1e-6)
+
+    assert np.array_equal(load_gan(tmp_path).generate(4, seed=1), faces), "a loaded one takes its own, too"
+    for variable in statistics_of(gan.ema_generator):
+        variable.assign(variable + 1)
+    assert not np.array_equal(gan.generate(4, seed=1), faces), "no step since: they are not measured again"
+    gan.step(images(9))
+    gan.generate(1)
+    assert not any(np.allclose(ours, theirs + 1) for ours, theirs in zip(arrays(statistics_of(gan.ema_generator)), found))
 
 
 def test_the_half_life_is_what_the_setting_says():

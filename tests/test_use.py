@@ -117,7 +117,7 @@ def test_latents_may_lie_with_the_faces(here, facegen):
 
 def test_a_film_is_as_long_as_its_faces_need_or_has_as_many_as_fit(here, facegen):
     assert facegen("film run --latents two.npy --fps 5") == "20 frames, 2 faces: run/film_two.webp\n"
-    assert facegen("film run --seconds 6 --fps 5 --last") == "30 frames, 3 faces: run/film_seed_0_last.webp\n"
+    assert facegen("film run --seconds 6 --fps 5") == "30 frames, 3 faces: run/film_seed_0.webp\n"
     assert facegen("film run --fps 5 --out five.gif") == "50 frames, 5 faces: five.gif\n"
 
 
@@ -183,16 +183,16 @@ def test_the_way_from_picture_to_picture(here, facegen, options, out, seen):
         assert picture.size == seen and (getattr(picture, "n_frames", 1) > 10) == out.endswith("webp"), "frames that are alike are one"
 
 
-def test_the_best_generator_makes_the_faces(here, facegen, gan):
+def test_the_last_generator_makes_the_faces_or_the_best(here, facegen, gan):
     best = untrained(here / "other")
     best.ema_generator.set_weights([1.1 * weight for weight in gan.ema_generator.get_weights()])
     write_network(Run("run"), best.ema_generator, "best.keras")
-    for options, words, maker in (("", "by best.keras, which measured best (--last for the last)", best),
-                                  (" --last", "by the last generator, not best.keras", gan)):
+    for options, words, maker in (("", "by the last generator (--best for the one that measured best)", gan),
+                                  (" --best", "by best.keras, which measured best", best)):
         assert facegen(f"sample run --count 4{options} --out faces/") == f"4 faces {words}: faces\n"
         for index, face in enumerate(maker.generate(4, seed=0)):
             assert np.array_equal(pixels(f"faces/face_{index:05d}.png"), face)
-    assert words in facegen("film run --seconds 0.2 --last --out film.webp")
+    assert facegen("film run --seconds 0.2 --best").endswith(f" {words}: run/film_seed_0_best.webp\n")
 
 
 def test_an_encoder_is_read_without_what_else_its_file_says(tmp_path):

@@ -70,13 +70,13 @@ def faces_after(
             raise input_error(
                 "run", "one that is trained to its end", f"{config.out}, paused", "measure again to go on"
             )
-        write_file(kept, partial(np.save, arr=load_gan(config.out, last=True).generate(count, config.seed)))
+        write_file(kept, partial(np.save, arr=load_gan(config.out).generate(count, config.seed)))
     return np.load(kept, mmap_mode="r")[:count]
 
 
 def unaveraged_faces(config: RunConfig, count: int) -> np.ndarray:  # (count, S, S, 3) uint8
     "Faces by the generator itself and not by its average, as far as the run has come."
-    gan = load_gan(config.out, last=True)
+    gan = load_gan(config.out)
     return generate_faces(gan.generator, gan.latents(count, config.seed))
 
 # %% ../../nbs/measure/experiments.ipynb #56a784ec

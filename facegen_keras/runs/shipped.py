@@ -67,7 +67,8 @@ def generator_settings(
             whole = path.suffix == ".keras" and file.testzip() is None
         shapes = {layer["config"]["name"]: layer["build_config"]["input_shape"] for layer in layers
                   if layer.get("build_config")}
-        networks = "residual" if "spread" in shapes else "dcgan_resize" if "up1" in shapes else "dcgan"
+        names = {layer["config"]["name"] for layer in layers}
+        networks = "residual" if "spread" in names else "dcgan_even" if "up1_mean" in names else "dcgan"
         settings = {"networks": networks, "image_size": shapes["rgb_conv"][1], "latent_dim": shapes["base"][-1],
                     "flow_blocks": sum(name.startswith("flow") and name.endswith("_turn") for name in shapes),
                     "width": shapes["edge_conv" if networks == "residual" else "rgb_conv"][-1]}

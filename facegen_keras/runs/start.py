@@ -29,12 +29,12 @@ def has_best(
 
 def which_generator(
     directory: Path,  # a run directory, or the name of a generator that comes with the package
-    last: bool = False,  # as in `load_gan`
+    best: bool = False,  # as in `load_gan`
 ) -> str:  # "" where a run has but one
     "Which generator `load_gan` takes, to be told behind the word faces."
     if not has_best(directory):
         return ""
-    return " by the last generator, not best.keras" if last else " by best.keras, which measured best (--last for the last)"
+    return " by best.keras, which measured best" if best else " by the last generator (--best for the one that measured best)"
 
 
 def read_weights(
@@ -47,7 +47,7 @@ def read_weights(
     except Exception as error:  # Keras raises whatever its reader met
         if not is_fault_of_the_file(error):
             raise
-        other = ", or ask for the last generator (--last)" if path.name == "best.keras" else ""
+        other = ", or take the last generator, without --best" if path.name == "best.keras" else ""
         raise input_error(str(path), f"weights of this config's {network.name}", f"{type(error).__name__} on reading it",
                           f"fetch it again, or train{other}") from error
 
@@ -55,13 +55,17 @@ def read_weights(
 @keeping_random()
 def load_gan(
     directory: Path,  # a run directory, or the name of a generator that comes with the package
-    last: bool = False,  # the last state, even if an earlier generator is kept as best.keras?
+    best: bool = False,  # the generator of best.keras, whose faces measured best; False: the last one
 ) -> FaceGAN:  # compiled, ready to generate; the last state of a game also to train on
-    "The GAN of a run: of its best generator if it has one, else of its newest checkpoint that is whole, or its last generator."
-    directory, best = find_run(directory), has_best(directory) and not last
+    "The GAN of a run: of its newest checkpoint that is whole, or its last generator; or of the one that measured best."
+    directory = find_run(directory)
     config, result = Run(directory).config, directory / ("best.keras" if best else "generator.keras")
+    if best and not result.is_file():
+        raise input_error("run", "a best.keras, which a run has that measured its faces", f"none in {directory}",
+                          "take the last generator, without --best")
     try:
         if not best and (restored := restore_newest(config, directory / "checkpoints")):
+            restored[0].settle()
             return restored[0]
     except DamagedCheckpoint:  # all of them, each named in a line of its own
         if not result.is_file():
@@ -113,7 +117,7 @@ def begin_with_another(
         read_weights(gan.generator, path)
         lacks = "a file has no other network"
     else:
-        other = load_gan(path, last=True)
+        other = load_gan(path)
         gan.generator.set_weights(other.ema_generator.get_weights())
         lacks = take_second(gan, other, path)
     if lacks:

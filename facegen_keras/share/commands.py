@@ -20,7 +20,7 @@ from ..runs.shipped import find_run
 from .formats import EXPORT_FORMATS, check_backend, check_format
 from .runtime import SITE_FILES, find_runtime
 from .terms import TERMS, find_terms
-from ..use.commands import default_out, last_option
+from ..use.commands import default_out, best_option
 
 # %% ../../nbs/share/commands.ipynb #6a11aede
 def check_folder_target(
@@ -42,9 +42,9 @@ EXPORTED = {"README.md", "faces.png", *(row.file_name for row in EXPORT_FORMATS.
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--format", "name", default="onnx", show_default=True, type=click.Choice([*EXPORT_FORMATS]), help="For which programs.")
-@last_option
+@best_option
 @click.option("--out", type=click.Path(path_type=Path), help="The folder for the file and its model card.  [default: exported in the run's folder]")
-def export(run, name, last, out):
+def export(run, name, best, out):
     "Write the generator of a RUN for other programs, checked, with a model card."
     Run(find_run(run)).config  # refused here if it is no run
     check_format(name)
@@ -55,11 +55,11 @@ def export(run, name, last, out):
     from facegen_keras.runs.start import load_gan, which_generator
     from facegen_keras.share.card import write_card
     from facegen_keras.share.export import export_generator
-    gan = load_gan(run, last)
+    gan = load_gan(run, best)
     folder.mkdir(parents=True, exist_ok=True)
     done = export_generator(gan, folder, name)
     write_card(run, gan, folder, done)
-    show(f"{done.num_bytes / 1e6:.1f} MB, weights in {done.weights}, pixels within {done.difference} of 255{which_generator(run, last)}: {done.path}")
+    show(f"{done.num_bytes / 1e6:.1f} MB, weights in {done.weights}, pixels within {done.difference} of 255{which_generator(run, best)}: {done.path}")
     show(TERMS[find_terms(run)].english)
 
 # %% ../../nbs/share/commands.ipynb #28422923
@@ -75,9 +75,9 @@ def trained_reader(image_size: int):  # a `ModeReader`
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--real", type=click.Path(path_type=Path), help="A folder of pictures that you may publish, for the quiz.  [default: drawn ones for a RUN on drawn faces, else no quiz]")
 @click.option("--runtime", type=click.Path(path_type=Path), help="The unpacked npm package onnxruntime-web.  [default: a content network sends it to each visitor]")
-@last_option
+@best_option
 @click.option("--out", type=click.Path(path_type=Path), help="The folder for the page.  [default: explorer in the run's folder]")
-def explore(run, real, runtime, last, out):
+def explore(run, real, runtime, best, out):
     "Build a page that shows the faces of a RUN in a browser: sliders, a morph, a quiz."
     config = Run(find_run(run)).config
     check_format("onnx", "explore")
@@ -90,10 +90,10 @@ def explore(run, real, runtime, last, out):
     check_backend()
     from facegen_keras.runs.start import load_gan, which_generator
     from facegen_keras.share.explorer import build_site
-    gan = load_gan(run, last)
+    gan = load_gan(run, best)
     folder.mkdir(parents=True, exist_ok=True)
     site = build_site(run, gan, folder, faces, files, functools.partial(trained_reader, config.image_size))
-    show(f"{site.num_bytes / 1e6:.1f} MB beside the runtime{which_generator(run, last)}: {folder}")
+    show(f"{site.num_bytes / 1e6:.1f} MB beside the runtime{which_generator(run, best)}: {folder}")
     if not site.num_real:
         show("no quiz: for one give --real FOLDER, pictures that you may publish")
     show(TERMS[find_terms(run)].english)
