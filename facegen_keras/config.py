@@ -170,7 +170,7 @@ PRESETS = {
     "article_small": dict(out="runs/article_small", image_size=64, width=16, batch_size=32, epochs=7,
                           d_learning_rate=2e-4, g_learning_rate=4e-4, precision="float32"),
     "modern": MODERN | dict(out="runs/modern", limit=100_000, epochs=20),
-    "small": MODERN | dict(out="runs/small", limit=12_000, epochs=16, image_size=64),
+    "small": MODERN | dict(out="runs/small", limit=12_000, epochs=20, image_size=64),
     "acts": ACTS | dict(out="runs/acts", limit=9_000, epochs=16, redraw_epochs=13, schedule_images=27_000),
     "demo": ACTS | dict(out="runs/martians", data="martians", start="drawn", width=24, latent_dim=64, epochs=6, redraw_epochs=5,
                         redraw_rate=1e-3, schedule_images=4_000, precision="float32"),

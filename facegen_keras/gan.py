@@ -241,7 +241,7 @@ def use_its_generator(gan: "FaceGAN", *arguments, **options):
     "Stands for what Keras offers for one network; raises `InputError`, which says what to call."
     raise input_error("FaceGAN", "a call of one of its networks", "one of the whole",
                       "for faces call gan.generate(count, seed); to save what makes them, "
-                      'gan.ema_generator.save("generator.keras")')
+                      'gan.settle() and gan.ema_generator.save("generator.keras")')
 
 # %% ../nbs/06_gan.ipynb #d349a1c5
 class FaceGAN(keras.Model):

@@ -25,7 +25,7 @@ from facegen_keras.training import train
 
 NUM_PICTURES, LIMIT = 420, 160
 TINY = dict(image_size=32, width=4, latent_dim=8, batch_size=8, limit=LIMIT, epochs=3, precision="float32",
-            d_learning_rate=1e-4, g_learning_rate=3e-3, ema_images=0, measure_images=160)
+            d_learning_rate=1e-4, g_learning_rate=6e-3, ema_images=0, measure_images=160)
 MEASURED_STEPS = [20, 40, 60]  # of twenty an epoch
 pytestmark = [pytest.mark.usefixtures("quick_pictures"), pytest.mark.slow]
 

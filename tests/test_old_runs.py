@@ -36,6 +36,8 @@ def test_a_run_begun_before_the_modules_moved_goes_on(tmp_path):
     assert [line["kind"] for line in found] == [line["kind"] for line in expected]
     for here, there in zip(found, expected):  # to the digits that two processors share
         assert here.keys() == there.keys()
+        if here not in begun:  # that version sampled with other statistics
+            here.pop("variety", None), there.pop("variety", None)
         np.testing.assert_allclose([here[name] for name in here if type(here[name]) is float],
                                    [there[name] for name in there if type(there[name]) is float], rtol=0.02, atol=2e-3)
     assert load_gan(folder).generate(2).shape == (2, 32, 32, 3)
