@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAKERS', 'fixed_latents', 'generate_faces', 'network_options', 'make_network', 'keeping_random', 'make_networks',
            'make_frozen_encoder', 'float_images', 'draw_latents', 'step_latents', 'with_input_noise',
-           'draw_pair_changes', 'update_networks', 'second_network', 'redrawing', 'step_noise', 'use_its_generator',
-           'FaceGAN']
+           'draw_pair_changes', 'update_networks', 'second_network', 'redrawing', 'step_noise', 'settled_average',
+           'use_its_generator', 'FaceGAN']
 
 # %% ../nbs/06_gan.ipynb #2aae2310
 import contextlib
@@ -236,12 +236,21 @@ def step_noise(gan: "FaceGAN") -> tuple:
     return (draw_from_range(gan.config.input_noise_range, gan.seed_generator),
             draw_from_range(gan.config.real_label_range, gan.seed_generator))
 
+# %% ../nbs/06_gan.ipynb #2ae13509
+def settled_average(gan: "FaceGAN") -> keras.Model:
+    "The averaged generator, with batch norm statistics of its own: measured anew if it has moved since."
+    steps = int(ops.convert_to_numpy(gan.g_optimizer.iterations))
+    if steps != gan.settled:
+        own_statistics(gan.ema_generator, gan.latents(NUM_BATCHES * gan.config.batch_size, gan.config.seed))
+        gan.settled = steps
+    return gan.ema_generator
+
 # %% ../nbs/06_gan.ipynb #0c600001
 def use_its_generator(gan: "FaceGAN", *arguments, **options):
     "Stands for what Keras offers for one network; raises `InputError`, which says what to call."
     raise input_error("FaceGAN", "a call of one of its networks", "one of the whole",
                       "for faces call gan.generate(count, seed); to save what makes them, "
-                      'gan.settle() and gan.ema_generator.save("generator.keras")')
+                      'gan.settle().save("generator.keras")')
 
 # %% ../nbs/06_gan.ipynb #d349a1c5
 class FaceGAN(keras.Model):
@@ -262,14 +271,13 @@ class FaceGAN(keras.Model):
         self.blur = schedule(*(value * config.image_size / 64 for value in config.blur), config)
         self.trackers = list(map(keras.metrics.Mean, self.loss_row.logged))
         self.frozen_encoder = make_frozen_encoder(config) if "matching" in self.loss_row.inputs else None
-        self.built, self.best_weights = True, ()  # arrays: the average's when its faces measured best
-        self.settled = 0  # the step after which the average's statistics are its own
+        self.built, self.settled, self.best_weights = True, 0, ()  # arrays: the average's when its faces measured best
 
     discriminator = property(lambda self: second_network(self, "discriminator"))
     encoder = property(lambda self: second_network(self, "encoder"))
     metrics = property(lambda self: self.trackers)
     train_step = backend.train_step  # what `fit` calls, compiled: one step on a batch
-    update, draw_noise = update_networks, step_noise
+    update, draw_noise, settle = update_networks, step_noise, settled_average
     __call__ = predict = predict_on_batch = evaluate = test_on_batch = save = export = get_config = use_its_generator
 
     @classmethod
@@ -298,18 +306,10 @@ class FaceGAN(keras.Model):
         return {**{tracker.name: tracker.result() for tracker in self.trackers},
                 "noise_std": noise_std, "label_factor": label_factor}
 
-    def settle(self) -> None:
-        "Gives the average batch norm statistics of its own, if it has moved since it had them."
-        steps = int(ops.convert_to_numpy(self.g_optimizer.iterations))
-        if steps != self.settled:
-            own_statistics(self.ema_generator, self.latents(NUM_BATCHES * self.config.batch_size, self.config.seed))
-            self.settled = steps
-
     def latents(self, count: int, seed: int | np.random.Generator) -> np.ndarray:
         "(count, latent_dim) float32, of the kind that this GAN is trained on."
         return fixed_latents(count, self.config.latent_dim, seed, self.config.latents)
 
     def generate(self, count: int, seed: int | np.random.Generator = 0, progress=lambda done, total: None) -> np.ndarray:
         "(count, S, S, 3) uint8 faces by the average of generators; the same seed gives the same faces."
-        self.settle()
-        return generate_faces(self.ema_generator, self.latents(count, seed), progress=progress)
+        return generate_faces(self.settle(), self.latents(count, seed), progress=progress)

@@ -257,8 +257,7 @@ def finish(gan: FaceGAN, session: Session) -> None:
     try:
         write_film(session)
         if finished:
-            gan.settle()
-            write_network(run, gan.ema_generator, "generator.keras")
+            write_network(run, gan.settle(), "generator.keras")
         if gan.best_weights:  # the file may be of steps that the run went back behind
             write_network(run, best_generator(gan), "best.keras")
         write_status(session, "finished" if finished else "paused", reason)

@@ -308,7 +308,7 @@ OF_THE_WHOLE |= {"save_model": lambda gan, path: keras.saving.save_model(gan, pa
 
 @pytest.mark.parametrize("name", OF_THE_WHOLE)
 def test_what_keras_does_with_one_network_says_what_to_call(whole, tmp_path, name):
-    with pytest.raises(InputError, match=r"for faces call gan.generate\(count, seed\); to save .*gan.ema_generator.save"):
+    with pytest.raises(InputError, match=r"for faces call gan.generate\(count, seed\); to save .*gan.settle\(\).save"):
         OF_THE_WHOLE[name](whole, tmp_path / "faces.keras")
 
 
