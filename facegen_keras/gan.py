@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAKERS', 'fixed_latents', 'generate_faces', 'network_options', 'make_network', 'keeping_random', 'make_networks',
            'make_frozen_encoder', 'float_images', 'draw_latents', 'step_latents', 'with_input_noise',
-           'draw_pair_changes', 'update_networks', 'second_network', 'redrawing', 'step_noise', 'settled_average',
-           'use_its_generator', 'FaceGAN']
+           'draw_pair_changes', 'update_networks', 'second_network', 'redrawing', 'step_noise', 'use_its_generator',
+           'settled_average', 'FaceGAN']
 
 # %% ../nbs/06_gan.ipynb #2aae2310
 import contextlib
@@ -236,7 +236,14 @@ def step_noise(gan: "FaceGAN") -> tuple:
     return (draw_from_range(gan.config.input_noise_range, gan.seed_generator),
             draw_from_range(gan.config.real_label_range, gan.seed_generator))
 
-# %% ../nbs/06_gan.ipynb #2ae13509
+# %% ../nbs/06_gan.ipynb #0c600001
+def use_its_generator(gan: "FaceGAN", *arguments, **options):
+    "Stands for what Keras offers for one network; raises `InputError`, which says what to call."
+    raise input_error("FaceGAN", "a call of one of its networks", "one of the whole",
+                      "for faces call gan.generate(count, seed); to save what makes them, "
+                      'gan.settle().save("generator.keras")')
+
+
 def settled_average(gan: "FaceGAN") -> keras.Model:
     "The averaged generator, with batch norm statistics of its own: measured anew if it has moved since."
     steps = int(ops.convert_to_numpy(gan.g_optimizer.iterations))
@@ -244,13 +251,6 @@ def settled_average(gan: "FaceGAN") -> keras.Model:
         own_statistics(gan.ema_generator, gan.latents(NUM_BATCHES * gan.config.batch_size, gan.config.seed))
         gan.settled = steps
     return gan.ema_generator
-
-# %% ../nbs/06_gan.ipynb #0c600001
-def use_its_generator(gan: "FaceGAN", *arguments, **options):
-    "Stands for what Keras offers for one network; raises `InputError`, which says what to call."
-    raise input_error("FaceGAN", "a call of one of its networks", "one of the whole",
-                      "for faces call gan.generate(count, seed); to save what makes them, "
-                      'gan.settle().save("generator.keras")')
 
 # %% ../nbs/06_gan.ipynb #d349a1c5
 class FaceGAN(keras.Model):
