@@ -29,7 +29,7 @@ from .engine.starting import start_keras
 from .kaggle.commands import kernel
 from .runs.folder import SEE_TO_THE_DISK, Run, disk_remedy
 from .share.commands import explore, export
-from .use.commands import film, best_option, morph, project, refuse_options, sample, truncation_option
+from .use.commands import best_option, film, morph, project, refuse_options, sample, truncation_option
 
 # %% ../nbs/cli.ipynb #f1f51232
 class Commands(click.Group):

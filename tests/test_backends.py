@@ -147,10 +147,10 @@ def test_two_devices_are_one(request, tmp_path, backend, preset, precision):
     one, two = (dict(np.load(tmp_path / f"{preset} {precision} {num_devices}.npz")) for num_devices in (1, 2))
     steps = slice(0, 5 if precision == "float16" else 6)  # those whose losses are numbers
     # in 16 bits a picture or two of 24 may change sides, so the shares may differ by more than the losses
-    for columns, tolerance in (((slice(0, 2), 0.1), (slice(2, None), 0.01)) if precision == "float16" else ((slice(None), 4e-5),)):
+    for columns, tolerance in (((slice(0, 2), 0.1), (slice(2, None), 0.01)) if precision == "float16" else ((slice(None), 3e-5),)):
         np.testing.assert_allclose(one["logs"][steps, columns], two["logs"][steps, columns], atol=tolerance)
     # Adam would hide a gradient of twice the size: moments do not (rounding alone: 0.023 of them on a processor with AVX2)
-    for name, tolerance in (("moments", 0.04), ("moved", 2e-3)) if precision == "float32" else (("moments", 0.3), ("moved", 0.02)):
+    for name, tolerance in (("moments", 0.03), ("moved", 1e-3)) if precision == "float32" else (("moments", 0.3), ("moved", 0.02)):
         finite = np.isfinite(one[name]) & np.isfinite(two[name])  # what the overflow leaves in moving statistics is not
         assert finite.mean() > 0.99 and np.linalg.norm(one[name][finite]) > 1, "it has gone somewhere"
         apart = np.linalg.norm((one[name] - two[name])[finite])

@@ -20,7 +20,7 @@ from ..runs.shipped import find_run
 from .formats import EXPORT_FORMATS, check_backend, check_format
 from .runtime import SITE_FILES, find_runtime
 from .terms import TERMS, find_terms
-from ..use.commands import default_out, best_option
+from ..use.commands import best_option, default_out
 
 # %% ../../nbs/share/commands.ipynb #6a11aede
 def check_folder_target(
