@@ -71,7 +71,7 @@ class Recipe(Settings):
         one_of("as_described", "as_run"), "A, N")
     augment: float | None = setting(
         0.0, "probability that each kind of change (colour, shift, cut-out) is applied to a picture before the "
-        "discriminator sees it; none: the fewer pictures, the more", optional(number_from(0, 1)), "P")
+        "discriminator sees it; none: the longer the game, the more", optional(number_from(0, 1)), "P")
     matching: float = setting(
         0.0, "weight of engine/matching's loss, in a game that follows redrawing", number_from(0, 1e3), "P")
 

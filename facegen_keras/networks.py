@@ -44,15 +44,17 @@ def stage(
     dtype: str,  # a Keras dtype policy
     kernel_size: int = KERNEL_SIZE,
     mean: bool = False,  # with the mean of 2x2 neighbours after the convolution, at every pixel
-) -> list[layers.Layer]:  # convolution, perhaps the mean, batch norm, leaky ReLU
+    norm: bool = True,  # with batch norm
+) -> list[layers.Layer]:  # convolution, perhaps the mean, perhaps batch norm, leaky ReLU
     "Convolution, batch norm, leaky ReLU."
     means = [layers.AveragePooling2D(2, strides=1, padding="same", name=f"{name}_mean", dtype=dtype)]
+    norms = [layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON,
+                                       name=f"{name}_norm", dtype=dtype)]
     return [
         convolution(channels, kernel_size, strides=strides, padding="same", name=f"{name}_conv", dtype=dtype,
                     kernel_initializer=keras.initializers.TruncatedNormal(stddev=KERNEL_STD)),
         *means[:mean],
-        layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON,
-                                  name=f"{name}_norm", dtype=dtype),
+        *norms[:norm],
         layers.LeakyReLU(negative_slope=LEAKY_SLOPE, name=f"{name}_relu", dtype=dtype),
     ]
 
@@ -98,7 +100,7 @@ def make_discriminator(
     image_size: int = 128,  # side of the picture, pixels: 32, 64, 128 or 256
     width: int = 64,  # channels of the first feature map
     dtype: str = "float32",  # a Keras dtype policy; the logits are float32 in any case
-    even: bool = False,  # with as many taps at each pixel and no stage of stride 1, instead of the article's kernels
+    even: bool = False,  # with as many taps at each pixel, no stage of stride 1, and no batch norm in the first stage
 ) -> keras.Sequential:  # (B, image_size, image_size, 3) float32 in [-1, 1] -> (B, 1) float32 logits
     "The article's discriminator: strided convolutions and one dense unit; positive logits mean real."
     ladder = channel_ladder(image_size, width)
@@ -106,7 +108,7 @@ def make_discriminator(
     kernel_size = EVEN_KERNEL_SIZES["discriminator"] if even else KERNEL_SIZE
     for step, channels in enumerate(ladder, start=1):
         strides = 1 if step == len(ladder) - 1 and not even else 2
-        stack += stage(layers.Conv2D, channels, strides, f"down{step}", dtype, kernel_size)
+        stack += stage(layers.Conv2D, channels, strides, f"down{step}", dtype, kernel_size, norm=step > 1 or not even)
     stack += [layers.Flatten(name="features", dtype=dtype), layers.Dense(1, name="logit", dtype="float32")]
     return without_useless_gradients(keras.Sequential(stack, name="discriminator"))
 

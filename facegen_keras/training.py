@@ -38,10 +38,10 @@ from .runs.start import begin_with_another, check_start
 def filled_in(
     config: RunConfig,
     count: int,  # pictures to train on
-) -> RunConfig:  # without what it left to the number of pictures
+) -> RunConfig:  # without what it left open
     "A config whose `augment` and `redraw_images` are numbers."
     redrawn = config.redraw_epochs * (count // config.batch_size) * config.batch_size
-    found = {"augment": choose_augment(count), "redraw_images": redrawn}
+    found = {"augment": choose_augment(config.epochs - config.redraw_epochs), "redraw_images": redrawn}
     return dataclasses.replace(config, **{name: value for name, value in found.items() if getattr(config, name) is None})
 
 # %% ../nbs/07_training.ipynb #3e6a40bf

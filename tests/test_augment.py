@@ -163,7 +163,7 @@ def test_settings_that_do_not_fit_are_refused(preset, changes, line):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("setting", "strengths"), [(None, {0.6}), (0.25, {0.25}), (0.0, set())])
-def test_few_pictures_are_changed_unless_the_config_says_how_much(setting, strengths, tmp_path, monkeypatch):
+def test_a_long_game_changes_pictures_unless_the_config_says_how_much(setting, strengths, tmp_path, monkeypatch):
     seen, lines = set(), []
 
     def noted(count, image_size, strength, *rest):
@@ -171,7 +171,7 @@ def test_few_pictures_are_changed_unless_the_config_says_how_much(setting, stren
         return draw_changes(count, image_size, strength, *rest)
 
     monkeypatch.setattr(gan_module, "draw_changes", noted)
-    config = RunConfig.preset("acts", **SMALL | dict(augment=setting, epochs=1, out=str(tmp_path / "run")))
+    config = RunConfig.preset("acts", **SMALL | dict(augment=setting, epochs=200, out=str(tmp_path / "run")))
     for _ in range(2):  # begun, then gone on with
         run = train(config, hours=0, report=lines.append)
     plans = [line for plan in lines for line in plan.splitlines() if line.startswith("augment=")]
